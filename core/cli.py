@@ -1,0 +1,358 @@
+"""The command line: thin wiring from flags to the library. Exit status 0 done, 1 failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from colever import console
+from colever.errors import ColeverError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    from colever.config import SweepConfig
+    from colever.types import Evaluation, StudyReport
+
+app = typer.Typer(
+    name="colever",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help="Improve a DSPy program with two levers, its prompts and its weights, and measure what each one earned.",
+    epilog="Start with: colever sweep arithmetic",
+)
+seed_app = typer.Typer(no_args_is_help=True, help="The seed model: a small real checkpoint that needs no download.")
+app.add_typer(seed_app, name="seed")
+
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, or a file as my_task.py:task.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="seed, a checkpoint folder, or a hub name.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
+StudyOption = Annotated[str | None, typer.Option("--study", help="Name; default <task>-<model>-s<seed>.")]
+BudgetOption = Annotated[
+    list[str] | None,
+    typer.Option("--budget", metavar="KEY=VALUE", help="A cap, such as rollouts=20000."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting: weights.learning_rate=1e-4."),
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings as YAML; flags win.")]
+HomeOption = Annotated[Path, typer.Option("--home", envvar="COLEVER_HOME", help="Folder of studies and databases.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
+HOME = Path("mlruns")
+
+
+@app.command(epilog="Example: colever tasks")
+def tasks(as_json: JsonOption = False) -> None:
+    """List the bundled tasks."""
+    from colever.tasks.load import BUNDLED
+
+    if as_json:
+        console.show_json(dict(BUNDLED))
+        return
+    for name, text in BUNDLED.items():
+        console.show(f"[bold]{name:12}[/] {text}")
+
+
+@app.command("eval", epilog="Example: colever eval arithmetic --split dev --limit 64")
+def evaluate_command(
+    task: TaskArgument,
+    split: Annotated[str, typer.Option("--split", help="train, dev, test or a watched split.")] = "dev",
+    model: ModelOption = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N examples.")] = None,
+    candidate: Annotated[
+        Path | None, typer.Option("--candidate", help="A candidate's JSON; default: the base.")
+    ] = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score the program on one split: the base, or a candidate."""
+    resolved = _config(config, settings, None, task=task, model=model, seed=seed)
+    with _interruptible("nothing was stored"):
+        loaded, engine = _open(resolved)
+        if split not in ("train", "dev", "test", *loaded.watched):
+            raise UsageError(f"--split {split!r}: accepted: {', '.join(('train', 'dev', 'test', *loaded.watched))}")
+        from colever.optimizers.evaluate import evaluate
+
+        chosen = _read_candidate(candidate) if candidate else loaded.base_candidate()
+        total = len(loaded.examples(split)[:limit])
+        with console.progress() as drawn:
+            result = evaluate(
+                chosen, loaded, engine, split, seed=resolved.seed, limit=limit,
+                on_done=lambda done: drawn.update(done, total, f"{task} on {split}"),
+            )  # fmt: skip
+    _show_evaluation(result, task, resolved.model, as_json)
+
+
+@app.command(epilog="Example: colever optimize arithmetic --schedule p,w")
+def optimize(
+    task: TaskArgument,
+    schedule: Annotated[str, typer.Option("--schedule", help="Levers in order: p (prompt), w (weights).")] = "p,w",
+    model: ModelOption = None,
+    study: StudyOption = None,
+    seed: SeedOption = None,
+    budget: BudgetOption = None,
+    settings: SetOption = None,
+    config: ConfigOption = None,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Pull the levers of one schedule and keep what is better on dev: a study of one trial."""
+    from colever.config import parse_schedule
+
+    parse_schedule(schedule)
+    resolved = _config(
+        config, settings, budget, task=task, model=model, study=study, seed=seed, trials=1, schedules=[schedule]
+    )
+    if resolved.study is None:
+        name = f"{resolved.study_name}-{schedule.replace(',', '').replace(' ', '').replace('->', '')}"
+        resolved = resolved.model_copy(update={"study": name})
+    _run_study(resolved, home, as_json)
+
+
+@app.command(epilog="Example: colever sweep arithmetic --trials 8 --budget rollouts=50000")
+def sweep(
+    task: TaskArgument,
+    trials: Annotated[int | None, typer.Option("--trials", help="The four arms first, then searched ones.")] = None,
+    model: ModelOption = None,
+    study: StudyOption = None,
+    seed: SeedOption = None,
+    budget: BudgetOption = None,
+    settings: SetOption = None,
+    config: ConfigOption = None,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare prompt only, weights only and both, search on, and report what each lever earned.
+
+    The same command continues after any interrupt; finished rounds are not run again.
+    """
+    resolved = _config(config, settings, budget, task=task, model=model, study=study, seed=seed, trials=trials)
+    _run_study(resolved, home, as_json)
+
+
+@app.command(epilog="Example: colever report arithmetic --out report/")
+def report(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A study, or a task for its latest study.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Also write figures and report.json here.")] = None,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a study's report; of an unfinished study, dev only."""
+    from colever.optimizers.attribution import report_of
+    from colever.optimizers.study import find_study
+
+    built = report_of(find_study(home, name))
+    if out is not None:
+        _write_report(built, out)
+    _show_report(built, as_json)
+
+
+@app.command(epilog="Example: colever ui arithmetic --port 5001")
+def ui(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A study or task to open at.")] = None,
+    port: Annotated[int, typer.Option("--port", help="On 127.0.0.1.")] = 5000,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser window.")] = True,
+    home: HomeOption = HOME,
+) -> None:
+    """Open the MLflow UI at a view that compares the levers; Ctrl-C ends it."""
+    from colever.tracking.ui import serve
+
+    serve(
+        home, port=port, open_browser=browser, study_or_task=name,
+        announce=lambda url: console.say(f"MLflow UI: {url}\nCtrl-C ends it."),
+    )  # fmt: skip
+
+
+@app.command(epilog="Example: colever doctor --json")
+def doctor(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
+    """Say what this machine and installation can do; exit status 1 if something needed is missing."""
+    from colever.doctor import examine
+
+    findings = examine(home)
+    if as_json:
+        console.show_json([dataclasses.asdict(f) for f in findings])
+    else:
+        marks = {True: "[green]ok  [/]", False: "[red]bad [/]", None: "[dim]–   [/]"}
+        for f in findings:
+            console.show(f"{marks[f.ok]} {f.what:12} {f.detail}")
+    if any(f.ok is False for f in findings):
+        raise typer.Exit(1)
+
+
+@seed_app.command("build", epilog="Example: colever seed build --out my-seed --steps 2000")
+def seed_build(
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; default: the installed package's own.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Training steps.")] = None,
+    seed: SeedOption = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Train the seed model from scratch; the same command continues after an interrupt."""
+    with _interruptible("the same command continues"):
+        from colever.engines.lm import seed_path
+        from colever.engines.seed.build import Recipe, build
+
+        given = {key: value for key, value in {"steps": steps, "seed": seed}.items() if value is not None}
+        folder = out or seed_path()
+        with console.progress() as drawn:
+            card = build(
+                folder, Recipe(**given), device=device,
+                on_step=lambda n, total, loss, rate: drawn.update(n, total, f"loss {loss:.3f}, {rate:,.0f} tokens/s"),
+            )  # fmt: skip
+    console.say(f"seed model in {folder}: {card['parameters']:,} parameters, loss {card['loss']}, {card['seconds']} s")
+
+
+@seed_app.command("info", epilog="Example: colever seed info --json")
+def seed_info(as_json: JsonOption = False) -> None:
+    """Say where the seed model lies and how it was made."""
+    from colever.engines.lm import seed_path
+    from colever.types import read_json
+
+    path = seed_path()
+    if not (path / "config.json").is_file():
+        raise UsageError(f"the seed model is not there ({path}); build it with: colever seed build")
+    card = path / "card.json"
+    size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    info = {"path": str(path), "bytes": size, **(read_json(card) if card.is_file() else {})}
+    if as_json:
+        console.show_json(info)
+        return
+    for key, value in info.items():
+        console.show(f"{key:12} {console.pairs(value) if isinstance(value, dict) else value}")
+
+
+def main() -> None:
+    """Run the command line; errors that Colever raises on purpose become one line and an exit status."""
+    console.silence()
+    try:
+        app()
+    except UsageError as error:
+        console.fail(str(error))
+        sys.exit(2)
+    except ColeverError as error:
+        console.fail(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.fail("interrupted")
+        sys.exit(1)
+
+
+# --- wiring ----------------------------------------------------------------------------------------
+
+
+def _config(file: Path | None, settings: list[str] | None, budget: list[str] | None, **flags: Any) -> SweepConfig:
+    from colever.config import load_config, parse_pairs
+
+    caps = {f"budget.{key}": value for key, value in parse_pairs(budget or [], "--budget").items()}
+    return load_config(file, flags=flags, overrides={**parse_pairs(settings or [], "--set"), **caps})
+
+
+def _open(config: SweepConfig) -> tuple[Any, Any]:
+    """The task first: a wrong name fails before a model is loaded."""
+    from colever.tasks.load import load_task
+
+    task = load_task(config.task)
+    from colever.engines.lm import open_engine
+
+    engine = open_engine(config.model, **config.engine.model_dump())
+    return task, engine
+
+
+def _run_study(config: SweepConfig, home: Path, as_json: bool) -> None:
+    with _interruptible("finished rounds are stored; the same command continues"):
+        task, engine = _open(config)
+        from colever.optimizers.study import StudyFolder
+        from colever.optimizers.sweep import sweep as run_sweep
+        from colever.tracking.mlflow_tracker import MlflowTracker
+
+        _make_home(home)
+        with console.progress() as drawn:
+            built = run_sweep(config, task, engine, home, tracker=MlflowTracker(home), progress=drawn)
+        folder = StudyFolder(home, config.study_name).path
+        _write_report(built, folder)
+    _show_report(built, as_json)
+    console.say(f"\nIn {folder}: report.json, figures, config.yaml. Compare the runs: colever ui {config.study_name}")
+
+
+def _make_home(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--home {home}: cannot be made: {error.strerror}") from error
+
+
+def _write_report(built: StudyReport, folder: Path) -> None:
+    import json
+
+    from colever.tracking.figures import save_all
+    from colever.tracking.report import to_json
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(json.dumps(to_json(built), indent=2, ensure_ascii=False), encoding="utf-8")
+        save_all(built, folder / "figures")
+    except OSError as error:
+        raise StoreError(f"the report cannot be written to {folder}: {error}") from error
+
+
+def _show_report(built: StudyReport, as_json: bool) -> None:
+    from colever.tracking.report import render, to_json
+
+    if as_json:
+        console.show_json(to_json(built))
+    else:
+        console.show(render(built))
+
+
+def _show_evaluation(result: Evaluation, task: str, model: str, as_json: bool) -> None:
+    from colever.optimizers.statistics import mean_estimate
+
+    estimates = {"score": mean_estimate(result.scores), "gold": mean_estimate(result.golds)}
+    if as_json:
+        values = {name: dataclasses.asdict(e) if e else None for name, e in estimates.items()}
+        rest = {
+            "task": task, "model": model, "split": result.split, "examples": len(result.scores),
+            "by_criterion": dict(result.by_criterion), "completion_tokens": dict(result.completion_tokens),
+            "policy_failures": result.policy_failures, "infrastructure_failures": result.infrastructure_failures,
+            "cost": dataclasses.asdict(result.cost),
+        }  # fmt: skip
+        console.show_json({**rest, **values})
+        return
+    console.show(
+        f"[bold]{task}[/] · {model} · {result.split}: {len(result.scores)} examples, {result.cost.seconds:.1f} s"
+    )
+    for name, e in estimates.items():
+        if e is not None:
+            console.show(f"  {name:16} {e.value:6.1%}  [{e.low:.1%}, {e.high:.1%}]".replace("[", "\\["))
+    for name, value in result.by_criterion.items():
+        console.show(f"  {name:16} {value:6.1%}")
+    lengths = ", ".join(f"{name} {value:.1f}" for name, value in result.completion_tokens.items())
+    console.show(f"  completion tokens: {lengths}; failed answers: {result.policy_failures}")
+    if result.infrastructure_failures:
+        console.show(f"  without a score (the machinery failed): {result.infrastructure_failures}")
+
+
+def _read_candidate(path: Path) -> Any:
+    from colever.types import Candidate, read_json
+
+    try:
+        return Candidate.from_json(read_json(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"--candidate {path}: not a candidate's JSON: {error}") from error
+
+
+@contextmanager
+def _interruptible(what_now: str) -> Iterator[None]:
+    """Ctrl-C ends a command with one line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.fail(f"interrupted: {what_now}")
+        raise typer.Exit(1) from None

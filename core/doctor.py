@@ -1,0 +1,94 @@
+"""What this machine and installation can do. Reads versions, devices and folders; changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "dspy", "optuna", "mlflow", "pydantic", "typer")
+EXTRAS = {"vllm": "the vLLM engine", "ray": "workers on several machines", "playwright": "browser tests"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: ``ok`` is None where something optional is absent."""
+
+    what: str
+    ok: bool | None
+    detail: str
+
+
+def examine(home: Path) -> list[Finding]:
+    """Every check, in the order shown; a check that fails becomes a finding."""
+    findings: list[Finding] = []
+    checks: tuple[Callable[[], list[Finding]], ...] = (_python, _packages, _machine, _devices, _seed)
+    for check in (*checks, lambda: _home(home), _extras):
+        try:
+            findings += check()
+        except Exception as error:  # noqa: BLE001 - doctor's boundary: a broken installation is what it reports
+            findings.append(Finding(check.__name__.strip("_"), False, f"{type(error).__name__}: {error}"))
+    return findings
+
+
+def _python() -> list[Finding]:
+    found = sys.version_info[:2]
+    return [Finding("Python", (3, 11) <= found <= (3, 14), f"{platform.python_version()} (3.11 to 3.14 are supported)")]
+
+
+def _packages() -> list[Finding]:
+    found = {name: _version(name) for name in PACKAGES}
+    return [Finding(name, number is not None, number or "not installed") for name, number in found.items()]
+
+
+def _machine() -> list[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    findings = [Finding("CPU cores", True, str(cores))]
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        findings.append(Finding("memory", gib >= 3, f"{gib:.1f} GiB"))
+    return findings
+
+
+def _devices() -> list[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return [Finding("GPU", True, ", ".join(names))]
+    return [Finding("GPU", None, f"none: the CPU is used, {torch.get_num_threads()} threads")]
+
+
+def _seed() -> list[Finding]:
+    from colever.engines.lm import seed_path
+
+    path = seed_path()
+    there = (path / "config.json").is_file() and (path / "model.safetensors").is_file()
+    return [Finding("seed model", there, str(path) if there else "not built: run `colever seed build`")]
+
+
+def _home(home: Path) -> list[Finding]:
+    folder = home.resolve()
+    parent = next(p for p in (folder, *folder.parents) if p.exists())
+    studies = len(list((folder / "studies").glob("*/study.json")))
+    writable = os.access(parent, os.W_OK)
+    return [Finding("home", writable, f"{folder}: {studies} studies" if writable else f"{folder} cannot be written")]
+
+
+def _extras() -> list[Finding]:
+    found = {name: _version(name) for name in EXTRAS}
+    return [
+        Finding(name, True if number else None, number or f"not installed (for {EXTRAS[name]})")
+        for name, number in found.items()
+    ]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,78 @@
+"""What to get right: a program factory, three splits of examples, a rubric, and the truth that no lever reads.
+
+Knows nothing of models, levers or runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dspy
+
+from colever.errors import TaskError
+from colever.tasks.rubric import Rubric, code_digest
+from colever.types import Candidate, PredictorPrompt, Score, Step, digest_of
+
+Gold = Callable[[dspy.Example, dspy.Prediction], float | bool]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a user defines. ``program()`` returns a fresh ``dspy.Module``.
+
+    ``train / dev / test`` are lists of ``dspy.Example`` with inputs marked (``.with_inputs``); an example's id is
+    its field ``id`` where it has one, else ``<split>-<row>``. ``gold`` is a truth metric in [0, 1] that no lever,
+    acceptance or pruning reads. ``instructions`` offers further wordings per predictor, ``watched`` further splits
+    that only the report reads. ``max_tokens`` bounds each completion.
+    """
+
+    name: str
+    program: Callable[[], dspy.Module]
+    train: Sequence[dspy.Example]
+    dev: Sequence[dspy.Example]
+    test: Sequence[dspy.Example]
+    rubric: Rubric
+    gold: Gold | None = None
+    target: float = 0.9
+    instructions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    watched: Mapping[str, Sequence[dspy.Example]] = field(default_factory=dict)
+    max_tokens: int = 256
+    temperature: float = 0.0  # decoding of every evaluation; 0 = greedy
+
+    def examples(self, split: str) -> list[tuple[str, dspy.Example]]:
+        """(id, example) pairs of ``train``, ``dev``, ``test`` or a watched split, in order; ids are unique."""
+        rows = self.watched[split] if split in self.watched else getattr(self, split)
+        return [(str(row.get("id", f"{split}-{i}")), row) for i, row in enumerate(rows)]
+
+    def score(self, example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[Step]) -> Score:
+        """The rubric's score with gold attached (gold: TaskError if it raises or leaves [0, 1])."""
+        score = self.rubric.score(example, prediction, steps)
+        if self.gold is None:
+            return score
+        try:
+            gold = float(self.gold(example, prediction))
+        except Exception as error:  # noqa: BLE001 - the boundary to user code
+            raise TaskError(f"gold of task {self.name!r} raised {type(error).__name__}: {error}") from error
+        if not 0.0 <= gold <= 1.0:
+            raise TaskError(f"gold of task {self.name!r} returned {gold}; accepted: a number in [0, 1] or a bool")
+        return Score(score.total, score.by_criterion, score.feedback, gold)
+
+    def fail(self, reason: str) -> Score:
+        """The score of a policy failure: 0 everywhere, gold included."""
+        low = self.rubric.lowest(reason)
+        return Score(low.total, low.by_criterion, low.feedback, 0.0 if self.gold is not None else None)
+
+    def base_candidate(self) -> Candidate:
+        """The program's own instructions, no demos, the model's own weights."""
+        prompts = {name: PredictorPrompt(p.signature.instructions) for name, p in self.program().named_predictors()}
+        return Candidate(prompts)
+
+    def digest(self) -> str:
+        """Of data, rubric, gold, offered wordings and program source."""
+        data: dict[str, Any] = {s: [dict(e.toDict()) for _, e in self.examples(s)]
+                                for s in ("train", "dev", "test", *sorted(self.watched))}
+        return digest_of([data, self.rubric.digest(), code_digest(self.gold) if self.gold else None,
+                          {k: list(v) for k, v in self.instructions.items()}, program_digest(self.program),
+                          self.target, self.max_tokens, self.temperature])
