@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import dspy
 
 from colever.errors import TaskError
+from colever.tasks.source import code_digest
 from colever.types import Score, Step, digest_of
 
 CriterionFunction = Callable[[dspy.Example, dspy.Prediction, Sequence[Step]], float | bool]
@@ -41,7 +41,9 @@ class Rubric:
             raise TaskError(f"rubric: criterion names must differ, repeated: {', '.join(sorted(repeated))}")
         for c in criteria:
             if not (math.isfinite(c.weight) and c.weight >= 0):
-                raise TaskError(f"rubric: weight of criterion {c.name!r} is {c.weight}; accepted: 0 or a positive number")
+                raise TaskError(
+                    f"rubric: weight of criterion {c.name!r} is {c.weight}; accepted: 0 or a positive number"
+                )
         if sum(c.weight for c in criteria) <= 0:
             raise TaskError("rubric: at least one criterion needs a weight above 0")
         self.criteria = tuple(criteria)
@@ -54,8 +56,11 @@ class Rubric:
         """
         values = {c.name: self._value(c, example, prediction, steps) for c in self.criteria}
         total = sum(c.weight * values[c.name] for c in self.criteria) / self._total_weight
-        short = [f"{c.name} {values[c.name]:.2f}" + (f" ({c.hint})" if c.hint else "") for c in self.criteria
-                 if c.weight > 0 and values[c.name] < 1]
+        short = [
+            f"{c.name} {values[c.name]:.2f}" + (f" ({c.hint})" if c.hint else "")
+            for c in self.criteria
+            if c.weight > 0 and values[c.name] < 1
+        ]
         return Score(total, values, "; ".join(short))
 
     def lowest(self, reason: str) -> Score:
@@ -70,19 +75,8 @@ class Rubric:
     def _value(c: Criterion, example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[Step]) -> float:
         try:
             value = float(c.check(example, prediction, steps))
-        except Exception as error:  # noqa: BLE001 - the boundary to user code
+        except Exception as error:
             raise TaskError(f"criterion {c.name!r} raised {type(error).__name__}: {error}") from error
         if not 0.0 <= value <= 1.0:  # also refuses NaN
             raise TaskError(f"criterion {c.name!r} returned {value}; accepted: a number in [0, 1] or a bool")
         return value
-
-
-def code_digest(function: Any) -> str:
-    """Of a function's bytecode, constants and names, closures included: stable across processes."""
-    code = getattr(function, "__code__", None)
-    if code is None:
-        call = type(function).__call__
-        return digest_of([type(function).__qualname__, code_digest(call) if hasattr(call, "__code__") else repr(type(function))])
-    cells = [c.cell_contents for c in (function.__closure__ or ())]
-    return digest_of([code.co_code.hex(), [repr(k) for k in code.co_consts if not hasattr(k, "co_code")],
-                      list(code.co_names), [c if isinstance(c, str | int | float | bool) else code_digest(c) if callable(c) else repr(c) for c in cells]])

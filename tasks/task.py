@@ -12,7 +12,8 @@ from typing import Any
 import dspy
 
 from colever.errors import TaskError
-from colever.tasks.rubric import Rubric, code_digest
+from colever.tasks.rubric import Rubric
+from colever.tasks.source import code_digest, program_digest
 from colever.types import Candidate, PredictorPrompt, Score, Step, digest_of
 
 Gold = Callable[[dspy.Example, dspy.Prediction], float | bool]
@@ -53,7 +54,7 @@ class Task:
             return score
         try:
             gold = float(self.gold(example, prediction))
-        except Exception as error:  # noqa: BLE001 - the boundary to user code
+        except Exception as error:
             raise TaskError(f"gold of task {self.name!r} raised {type(error).__name__}: {error}") from error
         if not 0.0 <= gold <= 1.0:
             raise TaskError(f"gold of task {self.name!r} returned {gold}; accepted: a number in [0, 1] or a bool")
@@ -71,8 +72,18 @@ class Task:
 
     def digest(self) -> str:
         """Of data, rubric, gold, offered wordings and program source."""
-        data: dict[str, Any] = {s: [dict(e.toDict()) for _, e in self.examples(s)]
-                                for s in ("train", "dev", "test", *sorted(self.watched))}
-        return digest_of([data, self.rubric.digest(), code_digest(self.gold) if self.gold else None,
-                          {k: list(v) for k, v in self.instructions.items()}, program_digest(self.program),
-                          self.target, self.max_tokens, self.temperature])
+        data: dict[str, Any] = {
+            s: [dict(e.toDict()) for _, e in self.examples(s)] for s in ("train", "dev", "test", *sorted(self.watched))
+        }
+        return digest_of(
+            [
+                data,
+                self.rubric.digest(),
+                code_digest(self.gold) if self.gold else None,
+                {k: list(v) for k, v in self.instructions.items()},
+                program_digest(self.program()),
+                self.target,
+                self.max_tokens,
+                self.temperature,
+            ]
+        )

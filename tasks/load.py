@@ -1,0 +1,110 @@
+"""From a name or ``file.py:attribute`` to a validated task."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import dspy
+
+from colever.errors import TaskError
+from colever.tasks.task import Task
+
+BUNDLED = {
+    "arithmetic": "chains of operations, worked then checked by a second predictor: a skill",
+    "lookup": "an agent that calls a tool over a small knowledge base, one or two hops: both",
+    "routing": "a ticket's topic, mapped to a team by an arbitrary code book: knowledge",
+}
+SMALLEST_SPLIT = 2
+
+
+def load_task(name: str) -> Task:
+    """A bundled task by name, or the attribute of a Python file given as ``file.py:attribute``.
+
+    Raises TaskError that names what is wrong and what would be accepted.
+    """
+    if name in BUNDLED:
+        task = import_module(f"colever.tasks.{name}").task
+    elif ":" in name or name.endswith(".py"):
+        task = _from_file(name)
+    else:
+        raise TaskError(f"unknown task {name!r}; accepted: {', '.join(BUNDLED)}, or a file as my_task.py:task")
+    check_task(task)
+    return task
+
+
+def _from_file(name: str) -> Task:
+    file, _, attribute = name.partition(":")
+    path, attribute = Path(file), attribute or "task"
+    if not path.is_file():
+        raise TaskError(f"task file {file!r} does not exist; accepted: path/to/file.py:attribute")
+    module_name = f"colever_user_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise TaskError(f"task file {file!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise TaskError(f"task file {file} raised {type(error).__name__}: {error}") from error
+    found = getattr(module, attribute, None)
+    if found is None:
+        tasks = [k for k, v in vars(module).items() if isinstance(v, Task)]
+        raise TaskError(f"task file {file} has no {attribute!r}; tasks in it: {', '.join(tasks) or 'none'}")
+    try:
+        task = found() if callable(found) and not isinstance(found, Task) else found
+    except Exception as error:
+        raise TaskError(f"{file}:{attribute} raised {type(error).__name__}: {error}") from error
+    if not isinstance(task, Task):
+        raise TaskError(
+            f"{file}:{attribute} is a {type(task).__name__}; accepted: a colever.Task or a function that returns one"
+        )
+    return task
+
+
+def check_task(task: Task) -> None:
+    """Raises TaskError if the task's program, splits or wordings cannot be used."""
+    try:
+        program = task.program()
+    except Exception as error:
+        raise TaskError(f"program of task {task.name!r} raised {type(error).__name__}: {error}") from error
+    if not isinstance(program, dspy.Module):
+        raise TaskError(f"program of task {task.name!r} returns a {type(program).__name__}; accepted: a dspy.Module")
+    predictors = dict(program.named_predictors())
+    if not predictors:
+        raise TaskError(f"program of task {task.name!r} has no predictors: there is nothing to optimize")
+    if unknown := set(task.instructions) - set(predictors):
+        raise TaskError(
+            f"instructions of task {task.name!r} name {sorted(unknown)}; its predictors are {sorted(predictors)}"
+        )
+    if not 0 < task.target <= 1:
+        raise TaskError(f"target of task {task.name!r} is {task.target}; accepted: a number in (0, 1]")
+    seen: dict[str, str] = {}
+    for split in ("train", "dev", "test", *task.watched):
+        _check_split(task, split, seen)
+
+
+def _check_split(task: Task, split: str, seen: dict[str, str]) -> None:
+    rows = task.examples(split)
+    if len(rows) < SMALLEST_SPLIT:
+        raise TaskError(
+            f"split {split!r} of task {task.name!r} has {len(rows)} example(s); "
+            f"at least {SMALLEST_SPLIT} are needed for an interval"
+        )
+    ids = [i for i, _ in rows]
+    if len(set(ids)) < len(ids):
+        raise TaskError(
+            f"split {split!r} of task {task.name!r} repeats the id {next(i for i in ids if ids.count(i) > 1)!r}"
+        )
+    for example_id, example in rows:
+        if not isinstance(example, dspy.Example) or not example._input_keys:
+            raise TaskError(
+                f"row {example_id!r} of split {split!r} is not a dspy.Example with inputs; "
+                "use dspy.Example(...).with_inputs(...)"
+            )
+        content = repr(sorted(example.inputs().toDict().items()))
+        if (other := seen.setdefault(content, split)) != split:
+            raise TaskError(f"row {example_id!r} of split {split!r} is also in split {other!r} of task {task.name!r}")

@@ -1,0 +1,64 @@
+"""Digests of Python code: of functions by bytecode, of programs by source and signatures. Stable across processes."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import dspy
+
+from colever.types import digest_of
+
+_PLAIN = (str, int, float, bool, bytes, type(None))
+
+
+def code_digest(function: Any) -> str:
+    """Of a callable's bytecode, constants, names, defaults and closure; a callable object's attributes count too."""
+    return digest_of(_describe(function, set()))
+
+
+def program_digest(program: dspy.Module) -> str:
+    """Of a program's class source, its plain attributes and its predictors' signatures."""
+    kind = type(program)
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):
+        source = code_digest(kind.forward) if hasattr(kind, "forward") else kind.__qualname__
+    predictors = [
+        [
+            name,
+            p.signature.instructions,
+            [
+                [n, str(f.annotation), f.json_schema_extra and {k: str(v) for k, v in f.json_schema_extra.items()}]
+                for n, f in p.signature.fields.items()
+            ],
+        ]
+        for name, p in program.named_predictors()
+    ]
+    plain = {k: repr(v) for k, v in sorted(vars(program).items()) if isinstance(v, _PLAIN)}
+    return digest_of([kind.__qualname__, source, predictors, plain])
+
+
+def _describe(value: Any, seen: set[int]) -> Any:
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if id(value) in seen:
+        return "again"
+    seen = seen | {id(value)}
+    if isinstance(value, tuple | list):
+        return [_describe(v, seen) for v in value]
+    if isinstance(value, set | frozenset):
+        return sorted(str(_describe(v, seen)) for v in value)
+    if isinstance(value, dict):
+        return sorted([str(_describe(k, seen)), str(_describe(v, seen))] for k, v in value.items())
+    if inspect.iscode(value):
+        return [value.co_code.hex(), _describe(value.co_consts, seen), list(value.co_names)]
+    code = getattr(value, "__code__", None)
+    if code is not None:
+        cells = [c.cell_contents for c in (value.__closure__ or ())]
+        return [_describe(code, seen), _describe(value.__defaults__ or (), seen), _describe(cells, seen)]
+    if inspect.isclass(value) or inspect.ismodule(value) or inspect.isbuiltin(value):
+        return getattr(value, "__qualname__", value.__name__)
+    called = vars(type(value)).get("__call__")
+    state = getattr(value, "__dict__", {})
+    return [type(value).__qualname__, _describe(getattr(called, "__code__", None), seen), _describe(state, seen)]
