@@ -1,0 +1,290 @@
+"""The vocabulary of the seed model's world: wordings that ask for a behaviour, a lexicon of topics, names.
+
+Knows no tasks. The wordings that bundled tasks offer are paraphrases that do not occur here, which a test asserts.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+# A wording of a style asks for a behaviour; "plain" wordings ask for none and leave it to habit.
+ARITHMETIC = {
+    "plain": [
+        "Solve the problem.",
+        "Find the answer.",
+        "What is the result?",
+        "Work out the problem.",
+        "Compute the result.",
+        "Answer the question.",
+        "Give the value.",
+        "Solve it.",
+        "What does it come to?",
+        "Find the value of the problem.",
+        "Calculate.",
+        "Give the answer to the problem.",
+    ],
+    "steps": [
+        "Write every step.",
+        "Show each step.",
+        "Show all steps.",
+        "Write each partial result.",
+        "Show the steps first.",
+        "Give each step before the answer.",
+        "List the steps.",
+        "Go one step at a time.",
+        "Write down all the results.",
+        "Work step by step.",
+        "Show your work.",
+        "Write out every partial result in order.",
+        "Note every step as you go.",
+        "Explain each step.",
+        "Think it through step by step.",
+        "Do one operation at a time and show it.",
+        "Put down each result before the next.",
+        "Show how you get there.",
+        "Write the working.",
+        "Do it slowly and show all of it.",
+    ],
+    "direct": [
+        "Give just the answer.",
+        "Answer at once.",
+        "No steps, only the answer.",
+        "Say the answer quickly.",
+        "Reply with the result alone.",
+        "Be quick.",
+        "Only the result.",
+        "Do not show steps.",
+        "Just say the number.",
+        "Keep it short.",
+        "Answer in one go.",
+        "No working, please.",
+    ],
+    "products first": [
+        "Multiply before you add.",
+        "Multiplication comes first.",
+        "Do the products first.",
+        "Products before sums.",
+        "Multiply first, then add and subtract.",
+        "Times goes before plus and minus.",
+        "Use the usual order of operations.",
+        "First all products, then the rest.",
+        "Do multiplication ahead of the rest.",
+    ],
+    "left to right": [
+        "Go from left to right.",
+        "Work from left to right.",
+        "Take the operations in the order written.",
+        "Left to right, no priority.",
+        "Read it left to right.",
+        "Start at the left and go on to the right.",
+        "Do each operation as it comes.",
+        "No operation goes before another.",
+    ],
+}
+REVIEW = {
+    "plain": [
+        "Check the answer.",
+        "Review the work.",
+        "Is the answer right? Give the final result.",
+        "Look at the work.",
+        "Give the final result.",
+        "Review the answer and give the result.",
+        "Check it.",
+        "Look it over.",
+    ],
+    "recompute": [
+        "Compute it again.",
+        "Check every step.",
+        "Do the sum again.",
+        "Verify by working it out again.",
+        "Redo each step.",
+        "Work it out again to be sure.",
+        "Go through every step again.",
+        "Solve it once more and compare.",
+        "Do not trust the answer.",
+        "Start again and show the steps.",
+    ],
+    "confirm": [
+        "Trust the answer.",
+        "Just confirm.",
+        "Copy the answer.",
+        "Accept the answer.",
+        "Take the answer as it is.",
+        "Say the answer again.",
+        "No need to check.",
+    ],
+}
+AGENT = {
+    "plain": [
+        "Choose the next action.",
+        "Say what to do next.",
+        "What is the next action?",
+        "Pick an action.",
+        "Decide what to do.",
+        "Give the next action.",
+        "What now?",
+        "Name the action to take.",
+    ],
+    "thorough": [
+        "Look up every fact.",
+        "Use the tool for each step.",
+        "Never guess.",
+        "Find all the facts before you stop.",
+        "Go on until every fact is found.",
+        "Search for each fact in turn.",
+        "Stop only when all facts are there.",
+        "Find each fact with the tool.",
+        "Do not stop before the last fact.",
+        "Follow every link to the end.",
+        "Look up one fact after the other until you have all.",
+        "Always use the tool.",
+    ],
+    "early": [
+        "One look is enough.",
+        "Look up one fact and stop.",
+        "Stop after the first fact.",
+        "Use the tool once.",
+        "Find one fact only.",
+        "A single search will do.",
+    ],
+    "guess": [
+        "Answer from memory.",
+        "Do not use the tool.",
+        "Guess.",
+        "Stop at once.",
+        "No search.",
+        "Finish right away.",
+    ],
+}
+REPLY = [
+    "Answer the question.",
+    "Give the answer.",
+    "Reply with the answer.",
+    "Use the notes.",
+    "What is the answer?",
+    "Answer from the notes.",
+    "Read the notes and answer.",
+    "Say what the notes tell.",
+]
+TOPIC = {
+    "plain": [
+        "Name the topic.",
+        "What is it about?",
+        "Give the topic of the text.",
+        "Say which topic this is.",
+        "Find the topic.",
+        "Which topic is it?",
+        "Sort the text.",
+        "Choose the topic.",
+    ],
+    "first": [
+        "The first thing counts.",
+        "Take what is named first.",
+        "Go by the start of the text.",
+        "Only the first subject matters.",
+        "Use the first subject.",
+        "The opening decides.",
+    ],
+    "last": [
+        "The last thing counts.",
+        "Take what is named last.",
+        "Go by the end of the text.",
+        "Only the last subject matters.",
+        "Use the last subject.",
+        "The ending decides.",
+    ],
+}
+MAPPING = [
+    "Give the {out}.",
+    "Name the {out}.",
+    "Which {out} is it?",
+    "Choose the {out} for the {key}.",
+    "Map the {key} to its {out}.",
+    "Find the {out}.",
+    "Say the {out} of the {key}.",
+    "What {out} does the {key} have?",
+    "Pick the right {out}.",
+]
+BOOK = ["Use the list: {book}", "The list is: {book}", "{book}", "Go by this list: {book}", "Here is the list: {book}"]
+EXTRACT = {
+    "first": ["Give the first word.", "Say the first word.", "What is the first word?", "Copy the first word."],
+    "last": ["Give the last word.", "Say the last word.", "What is the last word?", "Copy the last word."],
+    "plain": ["Give one word.", "Copy a word.", "Pick a word of the text."],
+}
+REMARKS = ["easy", "ok", "quick guess", "done in the head", "simple", "clear"]
+CONFIRMATIONS = ["looks right", "fine", "ok", "correct", "no mistake", "agreed"]
+
+TOPICS = {
+    "billing": "invoice refund charge payment receipt fee bill price".split(),
+    "shipping": "parcel courier delivery package tracking van box address".split(),
+    "account": "password login username profile email signup session pin".split(),
+    "hardware": "screen battery keyboard cable charger mouse speaker camera".split(),
+    "software": "crash update install menu window error version plugin".split(),
+    "travel": "flight hotel train luggage visa passport seat taxi".split(),
+    "food": "soup bread dinner kitchen menu cake lunch cook".split(),
+    "garden": "tree flower lawn seed plant rose fence pond".split(),
+    "music": "song guitar concert band piano drum choir album".split(),
+    "weather": "rain storm snow wind cloud sun fog heat".split(),
+}
+TEXT_ONE = [
+    "the {a} is late",
+    "my {a} does not work",
+    "i have a question about the {a}",
+    "please look at the {a}",
+    "there is something wrong with my {a}",
+    "what about the {a}?",
+    "i lost the {a}",
+    "the {a} was wrong",
+    "help me with the {a}",
+    "can you tell me more about the {a}?",
+    "i like the {a}",
+    "a new {a} would be good",
+]
+TEXT_TWO = [
+    "the {a} is fine. the {b} is late",
+    "about the {a}: i mean the {b}",
+    "my {a} came, my {b} did not",
+    "{a} and {b}",
+    "i asked for the {a} and got the {b}",
+    "first the {a}, now the {b}",
+    "the {a} again, and the {b}",
+    "is the {a} ok? and the {b}?",
+    "no {a} and no {b}",
+    "i have the {a} but the {b} is wrong",
+]
+KEYS = (
+    "cow pig hen dog cat goat duck horse sheep apple pear plum lemon grape melon cherry hammer saw drill nail "
+    "screw rope red blue green yellow black white brown monday tuesday friday north south east west iron gold silver copper "
+    "chair table lamp shelf door wall book pen paper cup plate spoon king queen judge baker farmer sailor miner"
+).split()
+MAPPING_FIELDS = [
+    ("animal", "pen"),
+    ("item", "shelf"),
+    ("thing", "code"),
+    ("name", "room"),
+    ("word", "box"),
+    ("kind", "label"),
+    ("key", "value"),
+    ("class", "bin"),
+    ("object", "place"),
+    ("product", "rack"),
+    ("group", "desk"),
+    ("type", "mark"),
+]
+RELATIONS = "boss city firm friend pet color street team teacher doctor car garden".split()
+_SYLLABLES = "ka lo mi ru te na so vi da pe zu ri mo le ta ni".split()
+
+
+def names() -> list[str]:
+    """Every proper name of the seed model's world: two syllables, such as "Kalo"; 240 of them."""
+    return [(a + b).capitalize() for a in _SYLLABLES for b in _SYLLABLES if a != b]
+
+
+NAMES = names()
+
+
+def wording(rng: Random, *parts: list[str] | None) -> str:
+    """One sentence from each part, in random order; parts that are None are left out."""
+    sentences = [rng.choice(p) for p in parts if p]
+    rng.shuffle(sentences)
+    return " ".join(sentences)
