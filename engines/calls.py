@@ -1,0 +1,41 @@
+"""Who is calling: the record that follows one rollout through its threads into the engine.
+
+Knows nothing of models; a rollout sets ``current_call`` around a program run and the engine appends to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from colever.types import Completion
+
+
+@dataclass(eq=False)
+class CallRecorder:
+    """The completions of one rollout, each with the DSPy module that asked for it (None: a bare call)."""
+
+    seed_key: tuple[object, ...]
+    completions: list[tuple[object, Completion]] = field(default_factory=list)
+    calls: int = 0  # requests made so far, answered or not
+    order: int = 0  # the rollout's place in its run: orders the batches
+    session: Any = None  # the Session that gathers its requests; None outside one
+    unparsed: set[int] = field(default_factory=set)  # places in ``completions`` that could not be parsed
+
+    def next_seed(self) -> int:
+        """The seed of this rollout's next request: a function of ``seed_key`` and the count of earlier ones."""
+        seed = stable_seed(*self.seed_key, self.calls)
+        self.calls += 1
+        return seed
+
+
+def stable_seed(*parts: object) -> int:
+    """A 64-bit hash of JSON-able ``parts``, the same in every process."""
+    text = json.dumps(parts, separators=(",", ":"), ensure_ascii=False)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+current_call: ContextVar[CallRecorder | None] = ContextVar("current_call", default=None)

@@ -1,0 +1,280 @@
+"""The synchronous core: token requests in, token outputs out, batched, each distinct prompt computed once.
+
+Knows a loaded causal language model and nothing of text, messages, DSPy or weights on disk. Shapes: B rows
+(requests), P distinct prompts, T cached positions, V vocabulary entries.
+
+It departs from ``generate`` of transformers in three places, each for speed on small models: keys and values
+lie in buffers that are allocated once, the prompt's are expanded to the rows that share it, and rows that have
+ended leave the batch as soon as they are a quarter of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from colever.engines.attention import SharedCache, decoding_attention
+from colever.engines.sampling import Sampling, sample, uniforms
+from colever.types import Cost
+
+_LEAVE_AT = 0.25  # share of ended rows at which the batch is compacted
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    """One completion to make. ``seed`` alone decides its random numbers; ``stop`` strings end it."""
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TokenOutput:
+    """What came out: ids with their log-probabilities; the end token is among them where it was sampled."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: Literal["stop", "length"]
+
+
+class Generator:
+    """Batched decoding on one model; not thread-safe (the engine holds the lock)."""
+
+    def __init__(
+        self,
+        model: Any,
+        end_ids: Sequence[int],
+        decode: Callable[[Sequence[int]], str],
+        max_batch_tokens: int,
+    ) -> None:
+        self.model = model
+        self.decode = decode
+        self.max_batch_tokens = max_batch_tokens
+        self.device = next(model.parameters()).device
+        self.end_ids = torch.tensor(sorted(end_ids), device=self.device)
+        self.shape = ModelShape.of(model)
+
+    def run(self, requests: Sequence[TokenRequest]) -> tuple[list[TokenOutput], Cost]:
+        """Outputs in the order of ``requests``, and what they cost (tokens computed, FLOPs)."""
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), requests[i].prompt_ids, i))
+        outputs: dict[int, TokenOutput] = {}
+        cost = Cost()
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode(), decoding_attention(self.model):
+                for chunk in self._chunks(requests, order):
+                    rows = [requests[i] for i in chunk]
+                    made, spent = self._run_chunk(rows)
+                    outputs.update(zip(chunk, made, strict=True))
+                    cost = cost + spent
+        finally:
+            self.model.train(training)
+        return [outputs[i] for i in range(len(requests))], cost
+
+    def _chunks(self, requests: Sequence[TokenRequest], order: Sequence[int]) -> Iterator[list[int]]:
+        """Consecutive requests whose caches fit into ``max_batch_tokens`` together (at least one)."""
+        chunk: list[int] = []
+        longest = 0
+        for i in order:
+            size = len(requests[i].prompt_ids) + requests[i].max_tokens
+            if chunk and max(longest, size) * (len(chunk) + 1) > self.max_batch_tokens:
+                yield chunk
+                chunk, longest = [], 0
+            chunk.append(i)
+            longest = max(longest, size)
+        if chunk:
+            yield chunk
+
+    def _run_chunk(self, rows: Sequence[TokenRequest]) -> tuple[list[TokenOutput], Cost]:
+        prompts = list(dict.fromkeys(r.prompt_ids for r in rows))
+        place = {p: i for i, p in enumerate(prompts)}
+        cache, logits_PV, common = self._prefill(prompts)
+        prompt_B = torch.tensor([place[r.prompt_ids] for r in rows], device=self.device)
+        cache.expand(prompt_B, max(r.max_tokens for r in rows))
+        outputs = _Decoding(self, rows, cache).run(logits_PV[prompt_B])
+        return outputs, self.shape.cost(prompts, common, rows, outputs)
+
+    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[SharedCache, torch.Tensor, int]:
+        """The cache of P prompts (left-padded), their next-token logits (P, V), and the length of their common start.
+
+        The common start of several prompts (system message, demos) is computed once and shared.
+        """
+        common = common_prefix(prompts)
+        cache = SharedCache(self.shape.layers)
+        if common:
+            self.forward(torch.tensor([prompts[0][:common]], device=self.device), None, None, cache)
+            cache.share_prefix()
+        longest = max(map(len, prompts)) - common
+        pad = [longest - (len(p) - common) for p in prompts]
+        ids = torch.tensor([[0] * n + list(p[common:]) for n, p in zip(pad, prompts, strict=True)], device=self.device)
+        pad_P = torch.tensor(pad, device=self.device)
+        cache.begin_rows(pad_P, longest)
+        place = torch.arange(longest, device=self.device)
+        positions = (place[None, :] - pad_P[:, None]).clamp_(min=0) + common
+        mask = cache.prefill_mask(pad_P, longest, self.model.dtype) if common or any(pad) else None
+        return cache, self.forward(ids, positions, mask, cache), common
+
+    def forward(
+        self, ids: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None, cache: SharedCache
+    ) -> torch.Tensor:
+        if positions is None:
+            positions = torch.arange(ids.shape[1], device=self.device)[None, :]
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1]
+
+
+def common_prefix(prompts: Sequence[tuple[int, ...]], least: int = 8) -> int:
+    """How many tokens all prompts start with, leaving each at least one of its own; 0 if under ``least``."""
+    if len(prompts) < 2:
+        return 0
+    low, high = min(prompts), max(prompts)  # in tuple order the extremes differ first
+    shared = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    shared = min(shared, min(map(len, prompts)) - 1)
+    return shared if shared >= least else 0
+
+
+class _Decoding:
+    """The decode loop of one chunk: its state is what is still running."""
+
+    def __init__(self, owner: Generator, rows: Sequence[TokenRequest], cache: SharedCache) -> None:
+        self.owner, self.rows, self.cache = owner, rows, cache
+        device = owner.device
+        most = max(r.max_tokens for r in rows)
+        self.ids_BT = torch.zeros(len(rows), most, dtype=torch.long, device=device)
+        self.logprobs_BT = torch.zeros(len(rows), most, device=device)
+        self.length_B = torch.zeros(len(rows), dtype=torch.long, device=device)
+        self.limit_B = torch.tensor([r.max_tokens for r in rows], device=device)
+        self.next_limit = min(r.max_tokens for r in rows)
+        self.position_B = torch.tensor([len(r.prompt_ids) for r in rows], device=device)
+        self.how = Sampling.of(
+            [r.temperature for r in rows], [r.top_k for r in rows], [r.top_p for r in rows], device
+        )
+        drawn = np.zeros((most, len(rows)))
+        for b, r in enumerate(rows):
+            if r.temperature > 0:
+                drawn[: r.max_tokens, b] = uniforms(r.seed, r.max_tokens)
+        self.uniform_TB = torch.from_numpy(drawn).to(device)
+        self.stops = [b for b, r in enumerate(rows) if r.stop]
+
+    def run(self, logits: torch.Tensor) -> list[TokenOutput]:
+        live = torch.arange(len(self.rows), device=self.owner.device)  # batch row -> request
+        running = torch.ones(len(self.rows), dtype=torch.bool, device=self.owner.device)
+        how, t, whole = self.how, 0, True
+        while True:
+            drawn = self.uniform_TB[t] if whole else self.uniform_TB[t, live]
+            ids, logprobs = sample(logits, drawn, how)
+            self._write(t, live, whole, ids, logprobs)
+            ended = self._ended(t, live, ids) & running
+            t += 1
+            if bool(ended.any()):
+                self.length_B[live[ended]] = t
+                running &= ~ended
+                left = int(running.sum())
+                if left == 0:
+                    break
+                if left <= (1 - _LEAVE_AT) * len(live):
+                    keep = running.nonzero()[:, 0]
+                    live, ids, how, whole = live[keep], ids[keep], how.select(keep), False
+                    running = running[keep]
+                    self.cache.keep(keep)
+            positions = (self.position_B[live] + (t - 1))[:, None]
+            logits = self.owner.forward(ids[:, None], positions, self.cache.decode_mask(), self.cache)
+            self.cache.advance()
+        return self._outputs()
+
+    def _write(self, t: int, live: torch.Tensor, whole: bool, ids: torch.Tensor, logprobs: torch.Tensor) -> None:
+        if whole:
+            self.ids_BT[:, t] = ids
+            self.logprobs_BT[:, t] = logprobs
+        else:
+            self.ids_BT[live, t] = ids
+            self.logprobs_BT[live, t] = logprobs
+
+    def _ended(self, t: int, live: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        ended = (ids[:, None] == self.owner.end_ids).any(1)
+        if t + 1 >= self.next_limit:
+            ended |= self.limit_B[live] <= t + 1
+        if self.stops:
+            ended |= self._stopped(t, live)
+        return ended
+
+    def _stopped(self, t: int, live: torch.Tensor) -> torch.Tensor:
+        """Rows whose text holds one of their stop strings."""
+        hit = []
+        for b in live.tolist():
+            stop = self.rows[b].stop
+            text = self.owner.decode(self.ids_BT[b, : t + 1].tolist()) if stop else ""
+            hit.append(any(s in text for s in stop))
+        return torch.tensor(hit, device=live.device)
+
+    def _outputs(self) -> list[TokenOutput]:
+        all_ids, all_logprobs, lengths = self.ids_BT.tolist(), self.logprobs_BT.tolist(), self.length_B.tolist()
+        ends = set(self.owner.end_ids.tolist())
+        outputs = []
+        for row, ids, logprobs, length in zip(self.rows, all_ids, all_logprobs, lengths, strict=True):
+            ids = ids[:length]
+            stopped = ids[-1] in ends or (bool(row.stop) and any(s in self.owner.decode(ids) for s in row.stop))
+            outputs.append(TokenOutput(tuple(ids), tuple(logprobs[:length]), "stop" if stopped else "length"))
+        return outputs
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers from which FLOPs are counted: 2 per weight of every matrix product, 4·heads·width per pair attended."""
+
+    layers: int
+    body: int  # weights of the linear layers, the head left out
+    head: int  # weights of the output projection
+    attention: int  # query heads × head width, of one layer
+
+    @classmethod
+    def of(cls, model: Any) -> ModelShape:
+        config = model.config.get_text_config()
+        head = model.get_output_embeddings()
+        body = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(config.num_hidden_layers, body, head.weight.numel(), config.num_attention_heads * width)
+
+    def flops(self, tokens: int, pairs: int, heads: int) -> float:
+        """Of ``tokens`` through the body, ``pairs`` of (query, key) per layer, ``heads`` tokens through the head."""
+        return 2.0 * self.body * tokens + 4.0 * self.layers * self.attention * pairs + 2.0 * self.head * heads
+
+    def cost(
+        self,
+        prompts: Sequence[tuple[int, ...]],
+        common: int,
+        rows: Sequence[TokenRequest],
+        outputs: Sequence[TokenOutput],
+    ) -> Cost:
+        """Of one chunk: ``common`` tokens once, each distinct prompt's rest once, each completion's tokens but the last."""
+        prompt_tokens = common + sum(len(p) - common for p in prompts)
+        pairs = _causal(common) + sum(_causal(len(p)) - _causal(common) for p in prompts)
+        fed = completion = 0
+        for row, output in zip(rows, outputs, strict=True):
+            steps, start = len(output.ids) - 1, len(row.prompt_ids)
+            pairs += _causal(start + steps) - _causal(start)
+            fed += steps
+            completion += len(output.ids)
+        flops = self.flops(prompt_tokens + fed, pairs, len(prompts) + fed)
+        return Cost(prompt_tokens=prompt_tokens, completion_tokens=completion, flops=flops)
+
+
+def _causal(length: int) -> int:
+    return length * (length + 1) // 2

@@ -1,0 +1,315 @@
+"""The in-process engine: DSPy requests in, completions out, on a Hugging Face model.
+
+Knows messages, tokens and weights; no programs, no tasks, no scores. It implements DSPy's ``Engine``
+(``complete``); the tokens of each completion go to the ``CallRecorder`` of the rollout that asked.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import dspy
+import torch
+import transformers
+from dspy import lm15
+
+from colever.engines.calls import CallRecorder, current_call, stable_seed
+from colever.engines.generation import Generator, TokenOutput, TokenRequest
+from colever.engines.session import Gatherer, Session
+from colever.engines.weights import WeightSwap, file_digest
+from colever.errors import UsageError
+from colever.types import Completion, Cost, Weights, digest_of
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TransformersEngine:
+    """One causal language model, loaded once; thread-safe. A copy, deep or not, is the engine itself.
+
+    Raises UsageError if the model, device or dtype cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "float32",
+        max_batch_tokens: int = 32768,
+        template: Mapping[str, Any] | None = None,  # further variables of the chat template
+        name: str | None = None,
+    ) -> None:
+        if dtype not in _DTYPES:
+            raise UsageError(f"dtype {dtype!r}; accepted: {', '.join(_DTYPES)}")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.source = str(model)
+        self.name = name or self.source
+        self.dtype = dtype
+        self.template = {"enable_thinking": False, **(template or {})}
+        self.model, self.tokenizer = _open(self.source, _DTYPES[dtype], device)
+        self.device = next(self.model.parameters()).device
+        self.context = _context(self.model.config.get_text_config())
+        self.end_ids = _end_ids(self.model, self.tokenizer)
+        self._weights = WeightSwap(self.model, self._read_base)
+        self._generator = Generator(self.model, self.end_ids, self._decode, max_batch_tokens)
+        self._gatherer = Gatherer(self.generate)
+        self._lock = threading.RLock()
+        self._cost = Cost()
+        self._prompts: dict[tuple, tuple[int, ...]] = {}
+        self._bare_calls = itertools.count()
+
+    # --- weights ---------------------------------------------------------------------------------
+
+    @property
+    def version(self) -> str:
+        """Of the weights in the model now; changes with every load and every update in place."""
+        return self._weights.version
+
+    @property
+    def weights(self) -> Weights:
+        """What was loaded last."""
+        return self._weights.loaded
+
+    @property
+    def adapter(self) -> Any:
+        """The trainable ``PeftModel`` around ``model`` while LoRA weights are loaded, else None."""
+        return self._weights.adapter
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity for store keys: configuration, base weights, tokenizer, template, dtype and kind of device."""
+        config = self.model.config.to_dict()
+        for volatile in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
+            config.pop(volatile, None)
+        files = _checkpoint_files(self.source)
+        words = self.tokenizer.backend_tokenizer.to_str() + str(self.tokenizer.chat_template)
+        return digest_of(
+            [
+                str(sorted(config.items(), key=str)),
+                file_digest(files) if files else self.source,
+                digest_of(words),
+                self.template,
+                self.dtype,
+                self.device.type,
+            ]
+        )
+
+    def load(self, weights: Weights) -> None:
+        """Swap ``weights`` in, in place; nothing happens if they are there, untouched."""
+        with self._lock:
+            self._weights.load(weights)
+
+    def touched(self) -> None:
+        """Say that the model was changed in place: a new version, and the next ``load`` reloads."""
+        with self._lock:
+            self._weights.touched()
+
+    def _read_base(self) -> Mapping[str, torch.Tensor]:
+        model, _ = _open(self.source, _DTYPES[self.dtype], "cpu", tokenizer=False)
+        return model.state_dict()
+
+    # --- tokens ----------------------------------------------------------------------------------
+
+    @property
+    def meter(self) -> Cost:
+        """Running totals since the engine was made: tokens computed and FLOPs."""
+        return self._cost
+
+    def generate(self, requests: Sequence[TokenRequest]) -> list[Completion]:
+        """Complete all requests; the result of each depends on it and the weights alone (to float rounding)."""
+        with self._lock:
+            version = self.version
+            outputs, cost = self._generator.run([self._fitted(r) for r in requests])
+            self._cost = self._cost + cost
+        return [
+            Completion(self._text(o, r), r.prompt_ids, o.ids, o.logprobs, o.finish_reason, version)
+            for r, o in zip(requests, outputs, strict=True)
+        ]
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """Prompt token ids of chat messages (``role``, ``content``), the assistant's opening included."""
+        key = tuple((m["role"], m["content"]) for m in messages)
+        ids = self._prompts.get(key)
+        if ids is None:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True, **self.template
+            )
+            ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if len(self._prompts) >= 4096:
+                self._prompts.clear()
+            self._prompts[key] = ids
+        return ids
+
+    def _fitted(self, request: TokenRequest) -> TokenRequest:
+        room = self.context - len(request.prompt_ids)
+        if request.max_tokens <= room:
+            return request
+        if room < 1:
+            raise lm15.ContextLengthError(
+                f"the prompt has {len(request.prompt_ids)} tokens, the model takes {self.context} with the answer"
+            )
+        return TokenRequest(**{**vars(request), "max_tokens": room})
+
+    def _text(self, output: TokenOutput, request: TokenRequest) -> str:
+        ids = output.ids
+        text = self._decode(ids[:-1] if ids and ids[-1] in self.end_ids else ids)
+        cuts = [at for stop in request.stop if (at := text.find(stop)) >= 0]
+        return text[: min(cuts)] if cuts else text
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    # --- DSPy's engine interface -----------------------------------------------------------------
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        """One completion; blocks until the batch that it is in ran. Raises lm15 errors."""
+        recorder = current_call.get()
+        prompt_ids = self.render(_messages(request))
+        if len(prompt_ids) >= self.context:  # here, so that it fails its own rollout and not the batch
+            self._fitted(TokenRequest(prompt_ids, 1))
+        completion = self._bare(prompt_ids, request) if recorder is None else self._recorded(
+            prompt_ids, request, recorder
+        )
+        usage = lm15.Usage(input_tokens=len(prompt_ids), output_tokens=len(completion.completion_ids))
+        # Inside a rollout the recorder has the finish reason; DSPy would log a warning per truncated completion.
+        finish = completion.finish_reason if recorder is None else "stop"
+        message = lm15.Message.assistant([lm15.TextPart(completion.text)])
+        return lm15.Response(id=None, model=request.model, message=message, finish_reason=finish, usage=usage)
+
+    def _bare(self, prompt_ids: tuple[int, ...], request: lm15.Request) -> Completion:
+        seed = request.config.seed
+        if seed is None:
+            seed = stable_seed("bare", next(self._bare_calls))
+        return self._gatherer.request(_token_request(prompt_ids, request.config, seed))
+
+    def _recorded(self, prompt_ids: tuple[int, ...], request: lm15.Request, recorder: CallRecorder) -> Completion:
+        modules = dspy.settings.caller_modules
+        seed = recorder.next_seed()
+        wanted = _token_request(prompt_ids, request.config, seed)
+        if recorder.session is None:
+            completion = self._gatherer.request(wanted)
+        else:
+            completion = recorder.session.request(recorder, (recorder.order, recorder.calls), wanted)
+        recorder.completions.append((modules[-1] if modules else None, completion))
+        return completion
+
+    @contextmanager
+    def session(self, live: int) -> Iterator[Session]:
+        """Batches for ``live`` concurrent rollouts, see ``Session``."""
+        session = Session(self.generate, live)
+        try:
+            yield session
+        except BaseException as error:
+            session.close(error)
+            raise
+
+    def stream(self, request: lm15.Request) -> Iterator[Any]:
+        raise lm15.UnsupportedFeatureError("the transformers engine does not stream")
+
+    def close(self) -> None:
+        """Nothing to close: the model is freed with the engine."""
+
+    def dump_state(self) -> dict[str, Any]:
+        return {"model": self.source, "dtype": self.dtype, "name": self.name}
+
+    @classmethod
+    def load_state(cls, state: Mapping[str, Any]) -> TransformersEngine:
+        return cls(state["model"], dtype=state["dtype"], name=state["name"])
+
+    def __copy__(self) -> TransformersEngine:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TransformersEngine:
+        return self
+
+
+def _open(source: str, dtype: torch.dtype, device: str, tokenizer: bool = True) -> tuple[Any, Any]:
+    try:
+        with _quiet():
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, attn_implementation="sdpa"
+            )
+        words = transformers.AutoTokenizer.from_pretrained(source) if tokenizer else None
+        model = model.to(device).eval()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"model {source!r} cannot be loaded: {reason}; accepted: 'seed', a folder with a Hugging Face checkpoint,"
+            " or a hub name"
+        ) from error
+    if words is not None and not words.chat_template:
+        raise UsageError(f"model {source!r} has no chat template; accepted: a chat or instruct checkpoint")
+    return model, words
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars."""
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+def _context(config: Any) -> int:
+    """How many positions prompt and answer may take together."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if odd := kinds - {"full_attention", "sliding_attention"}:
+        raise UsageError(f"model has layers of kind {', '.join(sorted(odd))}; accepted: full or sliding attention")
+    length = getattr(config, "max_position_embeddings", None) or 2048
+    window = getattr(config, "sliding_window", None)
+    return min(length, window) if window and "sliding_attention" in kinds else length
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    ends: set[int] = set()
+    for value in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        ends.update([value] if isinstance(value, int) else value or ())
+    return frozenset(ends)
+
+
+def _checkpoint_files(source: str) -> list[Path]:
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        config = try_to_load_from_cache(source, "config.json")
+        if not isinstance(config, str):
+            return []
+        folder = Path(config).parent
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _messages(request: lm15.Request) -> list[dict[str, str]]:
+    messages = []
+    if request.system is not None:
+        messages.append({"role": "system", "content": _joined(request.system)})
+    messages.extend({"role": m.role, "content": _joined(m.parts)} for m in request.messages)
+    return messages
+
+
+def _joined(parts: Any) -> str:
+    if isinstance(parts, str):
+        return parts
+    odd = [type(p).__name__ for p in parts if not isinstance(p, lm15.TextPart)]
+    if odd:
+        raise lm15.UnsupportedFeatureError(f"the transformers engine reads text only, not {odd[0]}")
+    return "".join(p.text for p in parts)
+
+
+def _token_request(prompt_ids: tuple[int, ...], config: lm15.Config, seed: int) -> TokenRequest:
+    temperature = 0.0 if config.temperature is None else config.temperature
+    return TokenRequest(
+        prompt_ids, config.max_tokens or 256, temperature, config.top_p, config.top_k, tuple(config.stop), seed
+    )

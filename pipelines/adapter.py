@@ -1,0 +1,45 @@
+"""DSPy's ChatAdapter as rollouts use it: no second try in JSON, and a note of what could not be parsed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError
+
+from colever.engines.calls import current_call
+
+
+class RolloutAdapter(dspy.ChatAdapter):
+    """Formats and parses exactly as ``dspy.ChatAdapter(use_json_adapter_fallback=False)``; one per run."""
+
+    def __init__(self) -> None:
+        super().__init__(use_json_adapter_fallback=False)
+        self._systems: dict[Any, str] = {}
+        self._demos: dict[tuple, tuple[Any, list]] = {}
+
+    def format_system_message(self, signature: Any) -> str:
+        """The same text for every rollout: made once per signature."""
+        text = self._systems.get(signature)
+        if text is None:
+            text = self._systems[signature] = super().format_system_message(signature)
+        return text
+
+    def format_demos(self, signature: Any, demos: list) -> list[dict[str, Any]]:
+        """The same messages for every rollout: made once per signature and list of demo objects."""
+        key = (signature, *map(id, demos))
+        known = self._demos.get(key)
+        if known is None:
+            if len(self._demos) >= 256:
+                self._demos.clear()
+            known = self._demos[key] = (list(demos), super().format_demos(signature, demos))  # keeps the ids alive
+        return [dict(message) for message in known[1]]
+
+    def _call_postprocess(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        try:
+            return super()._call_postprocess(*args, **kwargs)
+        except AdapterParseError:
+            recorder = current_call.get()
+            if recorder is not None and recorder.completions:
+                recorder.unparsed.add(len(recorder.completions) - 1)
+            raise

@@ -1,0 +1,257 @@
+"""The one way to run rollouts: a program on examples × samples, with exactly one of three outcomes each.
+
+Knows programs, examples and a scoring function that it is handed; no tasks, no levers. A *score*; a *policy
+failure* (what the model wrote could not be used: the lowest score); an *infrastructure failure* (the machinery
+broke: no score). An error in the scoring code or in the program's own code stops the whole call.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
+
+from colever.engines.calls import CallRecorder, current_call
+from colever.errors import ColeverError, InfrastructureError, TaskError
+from colever.pipelines.adapter import RolloutAdapter
+from colever.pipelines.copying import copy_program
+from colever.types import Rollout, Score, Step
+
+ScoreFunction = Callable[[dspy.Example, dspy.Prediction, Sequence[Step]], Score]
+FailFunction = Callable[[str], Score]
+
+MOST_INFRASTRUCTURE = 0.1  # share of infrastructure failures above which a run means nothing
+
+
+def run_rollouts(
+    program: dspy.Module,
+    examples: Sequence[tuple[str, dspy.Example]],
+    *,
+    lm: dspy.LM,
+    score: ScoreFunction,
+    fail: FailFunction,
+    samples: int = 1,
+    temperature: float = 0.0,
+    max_tokens: int = 256,
+    seed: int = 0,
+    split: str = "train",
+    concurrency: int = 256,
+    on_done: Callable[[int], None] | None = None,
+) -> list[Rollout]:
+    """``samples`` rollouts of each (id, example), example by example.
+
+    ``lm``: on a Colever engine every step keeps its tokens and the result does not depend on ``concurrency`` or on
+    the order in which threads run; with any other ``dspy.LM`` rollouts have no steps. ``on_done`` gets the number of
+    rollouts done so far. Raises TaskError (from ``score``, for a program without predictors, or one that fails
+    before it ever calls a model) and InfrastructureError if more than a tenth of the rollouts fail that way.
+    """
+    if not program.named_predictors():
+        raise TaskError("the program has no predictors (dspy.Predict, dspy.ChainOfThought, …): nothing can be optimized")
+    if not examples or samples < 1:
+        return []
+    settings = dict(
+        lm=lm.copy(temperature=temperature, max_tokens=max_tokens, cache=False),
+        adapter=RolloutAdapter(),
+        disable_history=True,
+        track_usage=False,
+        trace=None,
+        warn_on_type_mismatch=False,
+    )
+    one = _OneRollout(program, settings, score, fail, _takes_tokens(lm))
+    jobs = [
+        _Job(place, example_id, example, sample, (seed, split, example_id, sample))
+        for place, (example_id, example, sample) in enumerate(
+            (i, e, s) for i, e in examples for s in range(samples)
+        )
+    ]
+    rollouts = _Pool(one, jobs, on_done).run(getattr(lm, "engine", None), max(1, min(concurrency, len(jobs))))
+    _refuse_broken(rollouts)
+    return rollouts
+
+
+@dataclass(frozen=True)
+class _Job:
+    place: int
+    example_id: str
+    example: dspy.Example
+    sample: int
+    seed_key: tuple[object, ...]
+
+
+class _Pool:
+    """Threads that take jobs in order while the calling thread runs the engine's batches."""
+
+    def __init__(self, one: _OneRollout, jobs: Sequence[_Job], on_done: Callable[[int], None] | None) -> None:
+        self.one, self.jobs, self.on_done = one, jobs, on_done
+        self.results: dict[int, Rollout] = {}
+        self.errors: dict[int, BaseException] = {}
+        self.stop = threading.Event()
+        self._next = iter(jobs)
+        self._lock = threading.Lock()
+
+    def run(self, engine: Any, width: int) -> list[Rollout]:
+        batched = hasattr(engine, "session")
+        with engine.session(width) if batched else nullcontext() as session:
+            threads = [
+                threading.Thread(
+                    target=contextvars.copy_context().run, args=(self._work, session), daemon=True, name=f"rollout-{i}"
+                )
+                for i in range(width)
+            ]
+            try:
+                for thread in threads:
+                    thread.start()
+                if session is not None:
+                    session.run()
+                for thread in threads:
+                    thread.join()
+            finally:
+                self.stop.set()
+        if self.errors:
+            raise self.errors[min(self.errors)]  # the first in the order of jobs, whichever thread was first
+        return [self.results[job.place] for job in self.jobs]
+
+    def _work(self, session: Any) -> None:
+        try:
+            while not self.stop.is_set():
+                with self._lock:
+                    job = next(self._next, None)
+                if job is None:
+                    return
+                self._run(job, session)
+        finally:
+            if session is not None:
+                session.finished()
+
+    def _run(self, job: _Job, session: Any) -> None:
+        try:
+            rollout = self.one.run(job, session)
+        except BaseException as error:  # noqa: BLE001 - carried to the calling thread, which raises it
+            with self._lock:
+                self.errors[job.place] = error
+            self.stop.set()
+            return
+        with self._lock:
+            self.results[job.place] = rollout
+            done = len(self.results)
+        if self.on_done is not None:
+            self.on_done(done)
+
+
+class _OneRollout:
+    """What all rollouts of a run share, and one rollout from copy to score."""
+
+    def __init__(
+        self,
+        program: dspy.Module,
+        settings: Mapping[str, Any],
+        score: ScoreFunction,
+        fail: FailFunction,
+        recorded: bool,
+    ) -> None:
+        self.program, self.settings, self.score, self.fail, self.recorded = program, settings, score, fail, recorded
+
+    def run(self, job: _Job, session: Any) -> Rollout:
+        """Raises TaskError and whatever else must stop the run; everything else becomes an outcome."""
+        program = copy_program(self.program, self.settings["lm"])
+        recorder = CallRecorder(job.seed_key, order=job.place, session=session)
+        token = current_call.set(recorder)
+        try:
+            with dspy.context(**self.settings):
+                return self._outcome(job, program, recorder)
+        finally:
+            current_call.reset(token)
+
+    def _outcome(self, job: _Job, program: dspy.Module, recorder: CallRecorder) -> Rollout:
+        try:
+            prediction = program(**job.example.inputs())
+        except Exception as error:  # noqa: BLE001 - the boundary to the program: sorted into outcomes below
+            failure = self._failure(error, recorder)
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            score = self.fail(reason) if failure == "policy" else None
+            return self._rollout(job, program, recorder, score, {}, failure, reason)
+        if not isinstance(prediction, dspy.Prediction):
+            raise TaskError(f"the program returned {type(prediction).__name__}; accepted: a dspy.Prediction")
+        steps = _steps(program, recorder)
+        score = self.score(job.example, prediction, steps)
+        return self._rollout(job, program, recorder, score, _outputs(prediction), None, "")
+
+    def _failure(self, error: Exception, recorder: CallRecorder) -> Any:
+        """``policy`` or ``infrastructure``; raises what is neither."""
+        if isinstance(error, InfrastructureError | ConnectionError):
+            return "infrastructure"
+        if isinstance(error, ColeverError):
+            raise error
+        if isinstance(error, LMError) and not isinstance(error, ContextWindowExceededError):
+            if isinstance(error.__cause__, ColeverError) and not isinstance(error.__cause__, InfrastructureError):
+                raise error.__cause__
+            return "infrastructure"
+        if self.recorded and not recorder.calls:
+            raise TaskError(
+                f"the program raised {type(error).__name__} before its first model call: {error}"
+            ) from error
+        return "policy"
+
+    @staticmethod
+    def _rollout(
+        job: _Job,
+        program: dspy.Module,
+        recorder: CallRecorder,
+        score: Score | None,
+        outputs: Mapping[str, Any],
+        failure: Any,
+        reason: str,
+    ) -> Rollout:
+        steps = _steps(program, recorder)
+        version = steps[0].completion.version if steps else ""
+        return Rollout(job.example_id, job.sample, steps, score, outputs, failure, reason, version)
+
+
+def _steps(program: dspy.Module, recorder: CallRecorder) -> tuple[Step, ...]:
+    names = {id(p): name for name, p in program.named_predictors()}
+    counts: dict[str, int] = {}
+    steps = []
+    for place, (module, completion) in enumerate(recorder.completions):
+        name = names.get(id(module), "")  # "": a predictor that the program makes as it runs
+        steps.append(Step(name, counts.get(name, 0), completion, place in recorder.unparsed))
+        counts[name] = counts.get(name, 0) + 1
+    return tuple(steps)
+
+
+def _outputs(prediction: dspy.Prediction) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in prediction.items()}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(v) for v in value]
+    return _plain(value.model_dump()) if hasattr(value, "model_dump") else str(value)
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, AdapterParseError):
+        return f"no {', '.join(error.signature.output_fields)} in: {error.lm_response!r}"
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+
+
+def _takes_tokens(lm: dspy.LM) -> bool:
+    return hasattr(getattr(lm, "engine", None), "session")
+
+
+def _refuse_broken(rollouts: Sequence[Rollout]) -> None:
+    broken = [r for r in rollouts if r.failure == "infrastructure"]
+    if len(broken) > MOST_INFRASTRUCTURE * len(rollouts):
+        raise InfrastructureError(
+            f"{len(broken)} of {len(rollouts)} rollouts failed for reasons other than the model's output"
+            f" (accepted: a tenth); the first: {broken[0].reason}"
+        )
