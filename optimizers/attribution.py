@@ -1,0 +1,256 @@
+"""From stored records to the report: which arm won, which lever earned what, what it cost.
+
+Reads records only: runs nothing, chooses on dev only, and says so of test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from colever.errors import UsageError
+from colever.optimizers.statistics import Values, lever_effects, mean_estimate, paired_effect
+from colever.optimizers.study import StudyFolder, StudyState
+from colever.types import (
+    ArmRow,
+    Candidate,
+    Cell,
+    Cost,
+    Estimate,
+    Evaluation,
+    LeverName,
+    RoundRecord,
+    StudyReport,
+    Threshold,
+    TrialRecord,
+)
+
+LEVELS = (0.7, 0.8, 0.9)
+CELLS = ("base", "prompt", "weights", "both")
+LETTER = {"prompt": "p", "weights": "w"}
+Evaluations = Callable[[Candidate, str], Evaluation | None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A candidate chosen on dev, with the schedule that made it."""
+
+    candidate: Candidate
+    schedule: str
+    dev: Evaluation
+
+
+def choose_arms(base: Candidate, base_dev: Evaluation, trials: Sequence[TrialRecord]) -> dict[str, Choice]:
+    """base, and the best on dev among all that prompt rounds alone, weight rounds alone, or both kinds made.
+
+    Every prefix of a trial counts as made by its rounds; a tie goes to the earlier trial and the shorter prefix.
+    """
+    chosen = {"base": Choice(base, "", base_dev)}
+    for trial in trials:
+        for end, record in enumerate(trial.rounds, 1):
+            levers = {r.lever for r in trial.rounds[:end]}
+            name = "both" if len(levers) == 2 else next(iter(levers))
+            dev = record.after if record.accepted else record.before
+            if name not in chosen or dev.score > chosen[name].dev.score:
+                schedule = ",".join(LETTER[r.lever] for r in trial.rounds[:end])
+                chosen[name] = Choice(record.kept, schedule, dev)
+    return chosen
+
+
+def choose_winner(trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The completed trial with the highest dev score; a tie goes to the earlier one."""
+    ended = [t for t in trials if t.state == "complete" and t.dev is not None]
+    return max(ended, key=lambda t: (t.dev.score if t.dev else 0.0, -t.number), default=None)
+
+
+def parts_of(winner: Candidate, base: Candidate) -> dict[str, Candidate]:
+    """The winner's prompts and weights taken apart; w* was learned under p* where prompts came first."""
+    return {
+        "p*,w0": replace(winner, weights=base.weights),
+        "p0,w*": replace(base, weights=winner.weights),
+        "p*,w*": winner,
+    }
+
+
+def test_plan(state: StudyState, base_dev: Evaluation, trials: Sequence[TrialRecord]) -> list[tuple[Candidate, str]]:
+    """What is evaluated once when a study ends: cells, parts and first arms on test, cells on watched splits."""
+    cells = [choice.candidate for choice in choose_arms(state.base, base_dev, trials).values()]
+    winner = choose_winner(trials)
+    parts = list(parts_of(winner.candidate, state.base).values()) if winner else []
+    arms = [t.candidate for t in _first_arms(state, trials).values()]
+    plan = [(candidate, "test") for candidate in [*cells, *parts, *arms]]
+    plan += [(candidate, split) for split in state.watched for candidate in cells]
+    return list({(candidate.digest, split): (candidate, split) for candidate, split in plan}.values())
+
+
+def build_report(state: StudyState, trials: Sequence[TrialRecord], evaluations: Evaluations) -> StudyReport:
+    """The report; on a study that is not finished, dev only. Raises ValueError if base was not evaluated on dev."""
+    base_dev = evaluations(state.base, "dev")
+    if base_dev is None:
+        raise ValueError(f"study {state.study!r}: base was not evaluated on dev yet")
+    measured = _Measured(state, evaluations)
+    chosen = choose_arms(state.base, base_dev, trials)
+    winner = choose_winner(trials)
+    path = winner.rounds if winner else ()
+    parts = parts_of(winner.candidate, state.base) if winner else {}
+    final = winner.dev if winner and winner.dev else base_dev
+    effects = measured.effects(chosen, _first_arms(state, trials), winner)
+    gain = effects.get("gain")
+    return StudyReport(
+        study=state.study,
+        task=state.task,
+        model=state.model,
+        target=state.target,
+        finished=state.finished,
+        has_gold=state.has_gold,
+        table={
+            name: measured.cell(name, choice.candidate, "test", choice.schedule, choice.dev.score)
+            if (choice := chosen.get(name))
+            else Cell(name, None, None)
+            for name in CELLS
+        },
+        parts={name: measured.cell(name, candidate, "test") for name, candidate in parts.items()},
+        effects=effects,
+        thresholds=thresholds(base_dev, path, gold=state.has_gold),
+        arms=[measured.arm(trial, base_dev) for trial in trials if trial.dev is not None],
+        path=path,
+        winner=winner.schedule if winner else "",
+        cost=sum(({r.key: r.cost for t in trials for r in t.rounds}).values(), base_dev.cost),
+        dev_gain=_headline(final, state.has_gold) - _headline(base_dev, state.has_gold),
+        test_gain=gain.value if gain else None,
+        watched={
+            split: {name: measured.cell(name, c.candidate, split, c.schedule) for name, c in chosen.items()}
+            for split in state.watched
+        }
+        if state.finished
+        else {},
+        notes=[*state.notes, *measured.notes(chosen, winner)],
+    )
+
+
+def report_of(folder: StudyFolder) -> StudyReport:
+    """The report of a stored study. Raises StoreError if its records cannot be read, UsageError if it has none yet."""
+    state = folder.state()
+    evaluations = folder.evaluations(state) if state else None
+    if state is None or evaluations is None or evaluations(state.base, "dev") is None:
+        raise UsageError(f"study {folder.name!r} has nothing to report yet; run its sweep")
+    return build_report(state, folder.trials(state), evaluations)
+
+
+def thresholds(base: Evaluation, path: Sequence[RoundRecord], *, gold: bool) -> list[Threshold]:
+    """For each level, the lever and round (1 = first) that first crossed it on dev, and the cost by then.
+
+    Lever ``base`` and round 0 where base is there already; None where the path never is.
+    """
+    points = path_points(base, path, gold=gold)
+    found = []
+    for level in LEVELS:
+        point = next((p for p in points if p[3] >= level - 1e-12), None)
+        found.append(Threshold(level, *point[:3]) if point else Threshold(level, None, None, None))
+    return found
+
+
+def path_points(
+    base: Evaluation, path: Sequence[RoundRecord], *, gold: bool
+) -> list[tuple[LeverName | Literal["base"], int, Cost, float]]:
+    """(lever, round, cost so far, dev) of the candidate kept: base and 0 first, then every round from 1."""
+    points: list[tuple[LeverName | Literal["base"], int, Cost, float]] = [("base", 0, Cost(), _headline(base, gold))]
+    spent = Cost()
+    for number, record in enumerate(path, 1):
+        spent = spent + record.cost
+        kept = record.after if record.accepted else record.before
+        points.append((record.lever, number, spent, _headline(kept, gold)))
+    return points
+
+
+class _Measured:
+    """Stored evaluations as cells, rows and effects; test is shown for finished studies only."""
+
+    def __init__(self, state: StudyState, evaluations: Evaluations) -> None:
+        self.state, self._evaluations = state, evaluations
+
+    def on(self, candidate: Candidate, split: str) -> Evaluation | None:
+        return self._evaluations(candidate, split) if self.state.finished else None
+
+    def cell(self, name: str, candidate: Candidate, split: str, schedule: str = "", dev: float | None = None) -> Cell:
+        found = self.on(candidate, split)
+        if found is None:
+            return Cell(name, None, None, schedule, dev)
+        score, gold = mean_estimate(found.scores), mean_estimate(found.golds)
+        examples = sum(value is not None for value in found.scores)
+        return Cell(name, score, gold, schedule, dev, found.completion_tokens, found.by_criterion, examples)
+
+    def arm(self, trial: TrialRecord, base_dev: Evaluation) -> ArmRow:
+        gold = self.state.has_gold
+        test = self.on(trial.candidate, "test")
+        dev = trial.dev
+        return ArmRow(
+            schedule=trial.schedule,
+            dev=_headline(dev, gold) if dev else float("nan"),
+            test=_headline(test, gold) if test else None,
+            cost=trial.cost,
+            trial=trial.number,
+            dev_score=dev.score if dev else None,
+            dev_gold=dev.gold if dev else None,
+            curve=[(cost, value) for _, _, cost, value in path_points(base_dev, trial.rounds, gold=gold)],
+        )
+
+    def effects(
+        self, chosen: Mapping[str, Choice], first: Mapping[str, TrialRecord], winner: TrialRecord | None
+    ) -> dict[str, Estimate]:
+        """On gold where there is gold, else on the score; the score's own under ``<name>_score``."""
+        found = self._effects(chosen, first, winner, gold=False)
+        if not self.state.has_gold:
+            return found
+        return self._effects(chosen, first, winner, gold=True) | {f"{name}_score": e for name, e in found.items()}
+
+    def _effects(
+        self, chosen: Mapping[str, Choice], first: Mapping[str, TrialRecord], winner: TrialRecord | None, *, gold: bool
+    ) -> dict[str, Estimate]:
+        values = {name: v for name, c in chosen.items() if (v := self._values(c.candidate, gold)) is not None}
+        effects = lever_effects(values) if all(name in values for name in CELLS) else {}
+        pairs: dict[str, tuple[Values | None, Values | None]] = {}
+        if "p,w" in first and "w,p" in first:
+            pairs["order"] = tuple(self._values(first[s].candidate, gold) for s in ("p,w", "w,p"))  # type: ignore[assignment]
+        if winner is not None:
+            pairs["gain"] = (self._values(winner.candidate, gold), values.get("base"))
+        for name, (one, other) in pairs.items():
+            if one is not None and other is not None and (effect := paired_effect([(1, one), (-1, other)])):
+                effects[name] = effect
+        return effects
+
+    def _values(self, candidate: Candidate, gold: bool) -> Values | None:
+        found = self.on(candidate, "test")
+        return None if found is None else found.golds if gold else found.scores
+
+    def notes(self, chosen: Mapping[str, Choice], winner: TrialRecord | None) -> list[str]:
+        if not self.state.finished:
+            return ["The study is not finished: dev only. Run the same sweep command again to go on."]
+        notes = []
+        if winner and "p" in winner.schedule.split(",") and "w" in winner.schedule.split(","):
+            notes.append(
+                f"Parts: the winner's weights were learned along {winner.schedule}, not under the base prompts."
+            )
+        for name, choice in chosen.items():
+            found = self.on(choice.candidate, "test")
+            if found and found.infrastructure_failures:
+                total, lost = len(found.scores), found.infrastructure_failures
+                bound = found.score * (total - lost) / total
+                notes.append(
+                    f"{name}: {lost} of {total} test rollouts got no score; counted as 0 the score is {bound:.1%}."
+                )
+        return notes
+
+
+def _first_arms(state: StudyState, trials: Sequence[TrialRecord]) -> dict[str, TrialRecord]:
+    """The first completed trial of each of the study's own first schedules."""
+    first: dict[str, TrialRecord] = {}
+    for trial in trials:
+        if trial.state == "complete" and trial.schedule in state.schedules:
+            first.setdefault(trial.schedule, trial)
+    return first
+
+
+def _headline(evaluation: Evaluation, gold: bool) -> float:
+    return evaluation.gold if gold and evaluation.gold is not None else evaluation.score

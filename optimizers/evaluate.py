@@ -1,0 +1,182 @@
+"""A candidate on a split: one rollout per example at the task's own decoding, scored by the rubric.
+
+Knows candidates, tasks and the engine; accepts nothing and chooses nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from colever.errors import LeverError
+from colever.types import Candidate, Cost, Evaluation, Rollout, Score, digest_of
+
+if TYPE_CHECKING:
+    import dspy
+
+    from colever.engines.transformers import TransformersEngine
+    from colever.optimizers.budget import Budget
+    from colever.optimizers.store import EvaluationStore
+    from colever.tasks.task import Task
+
+PACKAGES = ("colever", "torch", "transformers", "trl", "dspy")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a result depends on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+class Meter:
+    """What a stretch of work cost; read ``cost`` after it."""
+
+    cost = Cost()
+
+
+@contextmanager
+def metered(engine: TransformersEngine, rollouts: int, budget: Budget | None = None) -> Iterator[Meter]:
+    """Reserve ``rollouts``, run the block, charge what the engine's meter says it cost."""
+    if budget is not None:
+        budget.reserve(rollouts=rollouts)
+    meter, before, started = Meter(), engine.meter, time.monotonic()
+    yield meter
+    spent = engine.meter - before
+    meter.cost = replace(spent, rollouts=rollouts, seconds=time.monotonic() - started)
+    if budget is not None:
+        budget.charge(meter.cost)
+
+
+def evaluate(
+    candidate: Candidate,
+    task: Task,
+    engine: TransformersEngine,
+    split: str = "dev",
+    *,
+    seed: int = 0,
+    budget: Budget | None = None,
+    limit: int | None = None,
+    on_done: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """One rollout per example of ``split`` (its first ``limit``), at the task's temperature.
+
+    Raises BudgetExhausted before the batch where it would pass a cap, TaskError where scoring fails,
+    InfrastructureError where too many rollouts got no score.
+    """
+    examples = task.examples(split)[:limit]
+    with metered(engine, len(examples), budget) as meter:
+        rollouts = run_candidate(candidate, task, engine, examples, split=split, seed=seed, on_done=on_done)
+    return summarize(rollouts, split, meter.cost)
+
+
+def run_candidate(
+    candidate: Candidate,
+    task: Task,
+    engine: TransformersEngine,
+    examples: Sequence[tuple[str, dspy.Example]],
+    *,
+    split: str,
+    seed: int,
+    score: Callable[..., Score] | None = None,
+    program: Callable[[], dspy.Module] | None = None,
+    on_done: Callable[[int], None] | None = None,
+) -> list[Rollout]:
+    """The task's program under the candidate's prompts and weights, one rollout per example.
+
+    ``score`` and ``program`` stand in for the task's own where a caller looks on.
+    """
+    from colever.engines.lm import engine_lm
+    from colever.pipelines.prompts import apply_prompts
+    from colever.pipelines.rollout import run_rollouts
+
+    engine.load(candidate.weights)
+    return run_rollouts(
+        apply_prompts((program or task.program)(), candidate.prompts),
+        examples,
+        lm=engine_lm(engine, temperature=task.temperature, max_tokens=task.max_tokens),
+        score=score or task.score,
+        fail=task.fail,
+        temperature=task.temperature,
+        max_tokens=task.max_tokens,
+        seed=seed,
+        split=split,
+        on_done=on_done,
+    )
+
+
+def summarize(rollouts: Sequence[Rollout], split: str, cost: Cost) -> Evaluation:
+    """One rollout per example → its evaluation. Raises LeverError if there is no rollout at all."""
+    if not rollouts:
+        raise LeverError(f"split {split!r}: no example to evaluate")
+    scored = [r.score for r in rollouts if r.score is not None]
+    names = list(scored[0].by_criterion) if scored else []
+    lengths: dict[str, list[int]] = {}
+    for rollout in rollouts:
+        for step in rollout.steps:
+            lengths.setdefault(step.predictor, []).append(len(step.completion.completion_ids))
+    return Evaluation(
+        split=split,
+        example_ids=tuple(r.example_id for r in rollouts),
+        scores=tuple(None if r.score is None else r.score.total for r in rollouts),
+        golds=tuple(None if r.score is None else r.score.gold for r in rollouts),
+        by_criterion={name: sum(s.by_criterion[name] for s in scored) / len(scored) for name in names},
+        completion_tokens={name: sum(n) / len(n) for name, n in lengths.items()},
+        policy_failures=sum(r.failure == "policy" for r in rollouts),
+        infrastructure_failures=sum(r.failure == "infrastructure" for r in rollouts),
+        cost=cost,
+    )
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What every stored result of a study depends on besides its own inputs."""
+
+    task: str  # digest
+    engine: str  # digest
+    versions: Mapping[str, str]
+
+    def key(self, *parts: Any) -> str:
+        """The digest under which a result with these further inputs is stored."""
+        return digest_of([*parts, self.task, self.engine, dict(self.versions)])
+
+    def evaluation_key(self, candidate: Candidate, split: str, seed: int) -> str:
+        """Where a candidate's evaluation on a split is stored; the split is part of it."""
+        return self.key("evaluation", candidate.digest, split, seed)
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluations of one study's task on one engine, each computed once and stored."""
+
+    task: Task
+    engine: TransformersEngine
+    grounds: Grounds
+    store: EvaluationStore
+    seed: int
+
+    @classmethod
+    def of(cls, task: Task, engine: TransformersEngine, store: EvaluationStore, seed: int) -> Evaluator:
+        return cls(task, engine, Grounds(task.digest(), engine.digest, versions()), store, seed)
+
+    def __call__(
+        self,
+        candidate: Candidate,
+        split: str = "dev",
+        *,
+        budget: Budget | None = None,
+        on_done: Callable[[int], None] | None = None,
+    ) -> Evaluation:
+        """Stored, or run and stored; a stored one is charged to the budget like a run one."""
+        key = self.grounds.evaluation_key(candidate, split, self.seed)
+        found = self.store.get(key)
+        if found is not None:
+            if budget is not None:
+                budget.reserve(rollouts=found.cost.rollouts)
+                budget.charge(found.cost)
+            return found
+        result = evaluate(candidate, self.task, self.engine, split, seed=self.seed, budget=budget, on_done=on_done)
+        self.store.put(key, result)
+        return result

@@ -1,0 +1,408 @@
+"""TRL's GRPO trainer on our batches: its losses, optimizer, schedule, checkpoints and loop, our rollouts and layout.
+
+Knows rows of token ids with advantages; knows nothing of tasks, programs or budgets. What it overrides of TRL 1.16:
+
+- ``training_step``: an update's rows come from a callback (TRL wants one row per requested generation), and are
+  split into parts of at most ``max_tokens`` computed tokens whose losses add up to the loss of the whole;
+- ``_get_per_token_logps_and_entropies``: log-probabilities with every distinct prompt computed once, where that is
+  less work than TRL's padded rows;
+- ``_compute_loss``: TRL's, then the greatest difference between its log-probabilities and the sampler's is noted;
+- data loader, learning-rate schedule (the first update of a warm-up is not 0), checkpoint folder, model card, telemetry.
+
+An update without rows changes nothing: no gradient, no optimizer state.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, TrainerCallback
+from transformers.utils import logging as hf_logging
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import use_adapter
+
+from colever.errors import LeverError
+from colever.optimizers import shared_prefix
+from colever.optimizers.trajectories import Row, TrainingBatch
+
+MEMORY = "pull.json"  # written last into a checkpoint: a folder without it is half a checkpoint
+PER_ROW = frozenset({"grpo", "dr_grpo"})  # losses that divide by the number of rows
+PER_TOKEN = frozenset({"bnpo"})  # by the number of completion tokens of the part at hand
+
+Sampler = Callable[[int], TrainingBatch]  # update index → its rows, sampled from the weights as they are
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class GrpoSettings:
+    """What the trainer needs to know; see ``WeightSettings`` for the meaning of most."""
+
+    updates: int
+    learning_rate: float
+    warmup: int
+    schedule: str  # constant | linear | cosine
+    temperature: float
+    beta: float
+    loss: str
+    max_grad_norm: float
+    max_completion: int  # dr_grpo's divisor
+    max_tokens: int  # computed tokens per forward and backward pass
+    save_every: int
+    seed: int
+    share_prefixes: bool = True
+
+
+class ProgramTrainer(GRPOTrainer):
+    """Trains ``model`` in place. ``sample`` gives an update's rows, ``after_update`` hears of every update's metrics.
+
+    ``memory`` is any JSON that is kept with each checkpoint: ``remember`` gives it, ``resume`` hands it back.
+    Raises LeverError for a loss or gradient that is not finite, before it reaches the weights.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        settings: GrpoSettings,
+        folder: Path,
+        sample: Sampler,
+        after_update: Callable[[int, Metrics], None],
+        remember: Callable[[], Mapping[str, Any]] = dict,
+        touched: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings = settings
+        self.flops = 0.0  # counted, of every update so far in this process
+        self.trained_tokens = 0
+        self._sample, self._after_update, self._remember = sample, after_update, remember
+        self._logps: torch.Tensor | None = None
+        self._entropies: torch.Tensor | None = None
+        self._notes: Metrics = {}
+        device = next(model.parameters()).device
+        super().__init__(
+            model=model,
+            reward_funcs=_no_reward,
+            args=_arguments(settings, folder, device),
+            train_dataset=Dataset.from_dict({"prompt": [""] * settings.updates}),
+            processing_class=tokenizer,
+            callbacks=[_Touched(touched)],
+        )
+        self.processing_class = None  # no copy of it in every checkpoint
+        self.remove_callback(PrinterCallback)
+        self._base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if "ref" in getattr(self.model, "peft_config", {}):
+            self.model.delete_adapter("ref")  # the reference is the base model, not the parent's adapter
+        from colever.engines.generation import ModelShape
+
+        self._shape = ModelShape.of(self._base)
+        self._branches = settings.share_prefixes and shared_prefix.supports_branches(self._base)
+        if self._branches:
+            for part in (self._base, self.ref_model):
+                if part is not None:
+                    shared_prefix.add_branches(part, settings.temperature)
+
+    def release(self) -> None:
+        """Give the model back as it came: TRL's and our ``forward`` are taken off."""
+        self._base.__dict__.pop("forward", None)
+        self._base.zero_grad(set_to_none=True)
+        self._base.eval()
+
+    # --- one update ------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Sample an update's rows, then forward and backward over its parts; the loss of the whole."""
+        started = time.monotonic()
+        batch = self._sample(self.state.global_step)
+        sampled = time.monotonic()
+        model.train()
+        self._step += 1
+        loss = torch.zeros((), device=self.accelerator.device)
+        self._notes = {"entropy": 0.0, "logprob_gap": 0.0}
+        tokens = sum(len(r.completion_ids) for r in batch.rows)
+        for part in parts(batch.rows, self.settings.max_tokens):
+            loss += self._train_part(model, part, batch, tokens)
+        self._check_finite(float(loss), "loss")
+        self.trained_tokens += tokens
+        ended = time.monotonic()
+        self._notes.update({"seconds/rollouts": sampled - started, "seconds/update": ended - sampled})
+        return loss
+
+    def _train_part(self, model: Any, rows: Sequence[Row], batch: TrainingBatch, tokens: int) -> torch.Tensor:
+        inputs = self._tensors(rows, batch)
+        count = sum(len(r.completion_ids) for r in rows)
+        share = 1.0
+        if self.loss_type in PER_ROW:
+            share = len(rows) / batch.total_rows
+        elif self.loss_type in PER_TOKEN:
+            share = count / batch.total_tokens
+        loss = self.compute_loss(model, inputs) * share
+        self.accelerator.backward(loss)
+        assert self._entropies is not None
+        mean = float((self._entropies * inputs["completion_mask"]).sum()) / max(count, 1)
+        self._notes["entropy"] += mean * count / tokens
+        return loss.detach()
+
+    def _tensors(self, rows: Sequence[Row], batch: TrainingBatch) -> dict[str, torch.Tensor]:
+        """What TRL's loss reads: prompts padded left, completions right."""
+        device = self.accelerator.device
+        prompt = max(len(r.prompt_ids) for r in rows)
+        width = max(len(r.completion_ids) for r in rows)
+        pad = self.pad_token_id
+        prompts = [[pad] * (prompt - len(r.prompt_ids)) + list(r.prompt_ids) for r in rows]
+        seen = [[0] * (prompt - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in rows]
+        inputs = {
+            "prompt_ids": torch.tensor(prompts, device=device),
+            "prompt_mask": torch.tensor(seen, device=device),
+            "completion_ids": _right([r.completion_ids for r in rows], pad, width).to(device),
+            "completion_mask": _right([[1] * len(r.completion_ids) for r in rows], 0, width).to(device),
+            "advantages": torch.tensor([r.advantage * r.weight for r in rows], device=device),
+            "num_items_in_batch": torch.tensor(float(batch.total_tokens), device=device),
+            "sampled": _right([r.logprobs for r in rows], 0.0, width).to(device),
+        }
+        if self.beta != 0.0:
+            inputs["ref_per_token_logps"] = self._reference(inputs)
+        return inputs
+
+    @torch.no_grad()
+    def _reference(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probabilities under the base model: TRL's copy for full weights, the adapter switched off for LoRA."""
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+        mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+        width = inputs["completion_ids"].shape[1]
+        if self.ref_model is not None:
+            return self._get_per_token_logps_and_entropies(self.ref_model, ids, mask, width)[0]
+        with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
+            return self._get_per_token_logps_and_entropies(self.model, ids, mask, width)[0]
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        loss = super()._compute_loss(model, inputs)
+        if "sampled" in inputs and self._logps is not None:
+            gap = ((self._logps - inputs["sampled"]).abs() * inputs["completion_mask"]).max()
+            self._notes["logprob_gap"] = max(self._notes.get("logprob_gap", 0.0), float(gap))
+        return loss
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        groups = shared_prefix.group_rows(input_ids, attention_mask, logits_to_keep)
+        shared, padded = shared_prefix.branch_work(groups), shared_prefix.row_work(groups)
+        flops = [self._shape.flops(w.tokens, w.pairs, w.heads) for w in (shared, padded)]
+        branches = self._branches and flops[0] <= flops[1]
+        self._count(flops[0 if branches else 1])
+        if not branches:
+            logps, entropies, aux = super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+            )
+        else:
+            layout = shared_prefix.build_layout(input_ids, attention_mask, logits_to_keep, groups)
+            with self.accelerator.autocast():
+                logp_N, entropy_N = model(branches=layout)
+            size = (input_ids.shape[0], logits_to_keep)
+            logps, entropies = (
+                torch.zeros(size[0] * size[1], dtype=x.dtype, device=x.device).scatter(0, layout.target_N, x).view(size)
+                for x in (logp_N, entropy_N)
+            )
+            aux = None
+        if torch.is_grad_enabled():
+            self._logps = logps.detach()
+            self._entropies = None if entropies is None else entropies.detach()
+        return logps, entropies, aux
+
+    def _count(self, forward: float) -> None:
+        """A forward pass, and behind one with gradients a backward pass: twice that, once under LoRA."""
+        backward = (1.0 if self._base is not self.model else 2.0) if torch.is_grad_enabled() else 0.0
+        self.flops += forward * (1.0 + backward)
+
+    def _check_finite(self, value: float, what: str) -> None:
+        if not math.isfinite(value):
+            raise LeverError(
+                f"update {self.state.global_step}: the {what} is {value}; the update was not applied. Try a lower "
+                f"learning_rate (now {self.settings.learning_rate:g}) or max_grad_norm (now {self.settings.max_grad_norm:g})"
+            )
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        self._check_finite(float(norm), "gradient's norm")
+        return norm
+
+    # --- Trainer's surroundings ------------------------------------------------------------------
+
+    @property
+    def pad_token_id(self) -> int:
+        return int(self._tokenizer.pad_token_id)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One item per update, its index; the rows come from ``sample``."""
+        return DataLoader([{"update": u} for u in range(self.settings.updates)], batch_size=1)  # type: ignore[arg-type]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Linear warm-up whose first update is not 0, then constant, linear or cosine to 0."""
+        if self.lr_scheduler is None:
+            s = self.settings
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda u: rate(u, s.updates, s.warmup, s.schedule))
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if "loss" not in logs:
+            return  # the summary at the end
+        names = {"kl": "kl", "clip_ratio/region_mean": "clip_fraction", "cispo_clip_ratio": "clip_fraction"}
+        metrics = {k: float(logs[k]) for k in ("loss", "grad_norm", "learning_rate") if k in logs}
+        metrics |= {new: float(logs[old]) for old, new in names.items() if logs.get(old) is not None}
+        self._after_update(self.state.global_step - 1, metrics | self._notes)
+
+    def floating_point_ops(self, inputs: Any) -> float:
+        return 0.0  # counted in ``flops``
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: a checkpoint is for this machine alone."""
+
+    def _send_telemetry(self) -> None:
+        """None."""
+
+    # --- checkpoints -----------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            _write(folder / MEMORY, dict(self._remember()))
+        except OSError as error:
+            raise LeverError(f"the checkpoint of update {self.state.global_step} cannot be written: {error}") from error
+
+    def run(self, checkpoint: Path | None) -> None:
+        """Train to the last update, from ``checkpoint`` if there is one."""
+        with _quiet():
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars for the files of a checkpoint, and no summaries of where it goes on."""
+    bars, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+class _Touched(TrainerCallback):
+    """Says that the weights changed: after every update, and when a checkpoint was read."""
+
+    def __init__(self, touched: Callable[[], None]) -> None:
+        self.touched = touched
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.touched()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.touched()
+
+
+def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint and its memory; half-written ones are removed."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            found.append((int(path.name.split("-")[1]), path, json.loads((path / MEMORY).read_text(encoding="utf-8"))))
+        except (OSError, ValueError):
+            shutil.rmtree(path, ignore_errors=True)
+    if not found:
+        return None
+    _, path, memory = max(found, key=lambda item: item[0])
+    return path, memory
+
+
+def parts(rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
+    """Rows in parts of about equal size, each of at most ``max_tokens`` computed tokens (or one row), prompts kept
+    together."""
+    if not rows:
+        return
+    ordered = sorted(rows, key=lambda r: (len(r.prompt_ids), r.prompt_ids, len(r.completion_ids)))
+    whole = sum(len(r.completion_ids) for r in rows) + sum(len(p) - 1 for p in {r.prompt_ids for r in rows})
+    target = whole / math.ceil(whole / max_tokens)
+    part: list[Row] = []
+    size, done = 0, 0.0
+    for row in ordered:
+        new = not part or part[-1].prompt_ids != row.prompt_ids
+        cost = len(row.completion_ids) + (len(row.prompt_ids) - 1 if new else 0)
+        if part and (size + cost > max_tokens or (new and size + cost / 2 > target)):
+            yield part
+            part, size = [], 0
+            cost = len(row.completion_ids) + len(row.prompt_ids) - 1
+        part.append(row)
+        size += cost
+        done += cost
+    yield part
+
+
+def rate(update: int, updates: int, warmup: int, schedule: str) -> float:
+    """The factor on the learning rate at ``update`` (from 0)."""
+    if update < warmup:
+        return (update + 1) / (warmup + 1)
+    left = (updates - update) / max(1, updates - warmup)
+    return {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[schedule]
+
+
+def _arguments(settings: GrpoSettings, folder: Path, device: torch.device) -> GRPOConfig:
+    return GRPOConfig(
+        output_dir=str(folder),
+        max_steps=settings.updates,
+        per_device_train_batch_size=2,  # TRL asks for a whole group; the rows come from ``sample``
+        num_generations=2,
+        max_completion_length=settings.max_completion,
+        learning_rate=settings.learning_rate,
+        max_grad_norm=settings.max_grad_norm,
+        temperature=settings.temperature,
+        beta=settings.beta,
+        loss_type=settings.loss,
+        epsilon_high=5.0 if settings.loss == "cispo" else None,  # cispo's is a bound on the ratio itself
+        scale_rewards="none",  # advantages come scaled
+        disable_dropout=True,
+        gradient_checkpointing=False,
+        bf16=False,  # the model's own dtype
+        use_cpu=device.type == "cpu",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=2,  # the newest may be half-written at a kill
+        ignore_data_skip=True,  # the data are a function of the update's index
+        report_to="none",
+        disable_tqdm=True,
+        seed=settings.seed % 2**32,
+    )
+
+
+def _right(rows: Sequence[Sequence[Any]], pad: Any, width: int) -> torch.Tensor:
+    return torch.tensor([list(r) + [pad] * (width - len(r)) for r in rows])
+
+
+def _no_reward(*args: Any, **kwargs: Any) -> list[float]:
+    raise LeverError("rewards come with the rows")
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

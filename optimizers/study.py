@@ -1,0 +1,164 @@
+"""A study's folder: its configuration, what its trials did, its report. Knows files; runs nothing.
+
+studies/<name>/config.yaml   the resolved configuration
+studies/<name>/study.json    the trials, as keys into the round store
+studies/<name>/report.json   what ``colever report --json`` prints
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from colever.config import RESUMABLE, SweepConfig, load_config
+from colever.errors import StoreError, UsageError
+from colever.optimizers.evaluate import Grounds
+from colever.optimizers.store import EvaluationStore, RoundStore, read_sealed, write_sealed
+from colever.types import Candidate, Cost, Evaluation, RoundRecord, TrialRecord
+
+
+@dataclass(frozen=True)
+class TrialEntry:
+    """One ended trial, its rounds by key."""
+
+    number: int
+    schedule: str
+    settings: Mapping[str, Any]
+    state: str
+    rounds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """What a report needs besides the stored rounds and evaluations."""
+
+    study: str
+    task: str
+    model: str
+    target: float
+    has_gold: bool
+    seed: int
+    grounds: Grounds
+    base: Candidate
+    watched: tuple[str, ...] = ()
+    schedules: tuple[str, ...] = ()
+    trials: tuple[TrialEntry, ...] = ()
+    finished: bool = False
+    started: float = 0.0
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"base": self.base.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> StudyState:
+        fields = dict(data)
+        fields["base"] = Candidate.from_json(data["base"])
+        fields["grounds"] = Grounds(**data["grounds"])
+        fields["trials"] = tuple(TrialEntry(**{**t, "rounds": tuple(t["rounds"])}) for t in data["trials"])
+        for name in ("watched", "schedules", "notes"):
+            fields[name] = tuple(data[name])
+        return cls(**fields)
+
+
+class StudyFolder:
+    """Reads and writes one study below ``home/studies``."""
+
+    def __init__(self, home: Path, name: str) -> None:
+        self.home, self.name = home.resolve(), name
+        self.path = self.home / "studies" / name
+
+    def state(self) -> StudyState | None:
+        """What is stored, or None. Raises StoreError if it is corrupt."""
+        file = self.path / "study.json"
+        if not file.exists():
+            return None
+        try:
+            return StudyState.from_json(read_sealed(file))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"study {self.name!r}: {error}. Delete the file {file} and run the sweep again: stored rounds are kept"
+            ) from error
+
+    def write(self, state: StudyState) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_sealed(self.path / "study.json", state.to_json())
+
+    def claim(self, config: SweepConfig) -> None:
+        """Save the configuration; raises UsageError where the study was made with another one."""
+        file = self.path / "config.yaml"
+        if file.exists():
+            old, new = (c.model_dump(mode="json") for c in (load_config(file), config))
+            changed = [
+                f"{key} was {_short(a)}, now {_short(b)}"
+                for key, a, b in _differences(old, new)
+                if key.split(".")[0] not in RESUMABLE
+            ]
+            if changed:
+                raise UsageError(
+                    f"study {self.name!r} was made with other settings ({'; '.join(changed)}): give this one another "
+                    f"--study name, or delete {self.path}"
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(config.to_yaml(), encoding="utf-8")
+        temporary.replace(file)
+
+    def trials(self, state: StudyState) -> list[TrialRecord]:
+        """The ended trials with their rounds read from the store; a round that several share is read once."""
+        store, read = RoundStore(self.home), dict[str, RoundRecord]()
+        for key in dict.fromkeys(k for t in state.trials for k in t.rounds):
+            record = store.get(key)
+            if record is None:
+                raise StoreError(f"study {self.name!r}: round {key} is gone from {store.folder}; run the sweep again")
+            read[key] = record
+        return [trial_record(t, [read[key] for key in t.rounds], state.base) for t in state.trials]
+
+    def evaluations(self, state: StudyState) -> Callable[[Candidate, str], Evaluation | None]:
+        """Looks up stored evaluations of the study's task and engine."""
+        store = EvaluationStore(self.home)
+        return lambda candidate, split: store.get(state.grounds.evaluation_key(candidate, split, state.seed))
+
+
+def trial_record(entry: TrialEntry, rounds: Sequence[RoundRecord], base: Candidate) -> TrialRecord:
+    """The record of an ended trial: each round charged in full, shared or not."""
+    last = rounds[-1] if rounds else None
+    return TrialRecord(
+        number=entry.number,
+        schedule=entry.schedule,
+        settings=entry.settings,
+        state=entry.state,  # type: ignore[arg-type]
+        rounds=tuple(rounds),
+        dev=(last.after if last.accepted else last.before) if last else None,
+        candidate=last.kept if last else base,
+        cost=sum((r.cost for r in rounds), Cost()),
+    )
+
+
+def find_study(home: Path, name: str) -> StudyFolder:
+    """The study of that name, else the latest study of that task. Raises UsageError that lists what there is."""
+    folder = StudyFolder(home, name)
+    if name and folder.state() is not None:
+        return folder
+    root = home.resolve() / "studies"
+    found = [StudyFolder(home, p.name) for p in sorted(root.glob("*")) if (p / "study.json").exists()]
+    states = [(f, s) for f in found if (s := f.state()) is not None]
+    of_task = [(s.started, f.name, f) for f, s in states if s.task == name]
+    if of_task:
+        return max(of_task, key=lambda item: item[:2])[2]
+    known = ", ".join(f.name for f in found) or "none yet: run `colever sweep arithmetic`"
+    raise UsageError(f"no study and no task with a study is called {name!r} in {home}; there is: {known}")
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
+    return [] if old == new else [(path, old, new)]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -1,0 +1,288 @@
+"""One study: Optuna proposes schedules and settings, each trial is one alternation, the report is made at the end.
+
+Knows trials and what is left to do after an interrupt; knows nothing of how a lever or a report works. Optuna's
+database holds proposals and values, the round store holds the work: a trial that a killed process left running is
+taken up under its own number with the same parameters, and finds its finished rounds stored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import optuna
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from colever.config import PromptSettings, SweepConfig, WeightSettings, parse_schedule
+from colever.errors import BudgetExhausted, LeverError, StoreError, UsageError
+from colever.optimizers import space
+from colever.optimizers.alternate import alternate, derive_seed
+from colever.optimizers.attribution import build_report, test_plan
+from colever.optimizers.budget import Budget
+from colever.optimizers.evaluate import Evaluator
+from colever.optimizers.lever import Lever, NullProgress, Progress, Staged
+from colever.optimizers.store import EvaluationStore, RoundStore, study_lock
+from colever.optimizers.study import StudyFolder, StudyState, TrialEntry, trial_record
+from colever.optimizers.tracker import NullTracker, Tracker
+from colever.types import LeverName, RoundRecord, StudyReport, TrialRecord
+
+if TYPE_CHECKING:
+    from colever.engines.transformers import TransformersEngine
+    from colever.tasks.task import Task
+
+MakeLevers = Callable[[PromptSettings, WeightSettings], Mapping[LeverName, Lever]]
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+def both_levers(prompt: PromptSettings, weights: WeightSettings) -> dict[LeverName, Lever]:
+    """The two levers in their default ways."""
+    from colever.optimizers.prompt_lever import PromptLever
+    from colever.optimizers.weight_lever import WeightLever
+
+    return {"prompt": PromptLever(prompt), "weights": WeightLever(weights)}
+
+
+def sweep(
+    config: SweepConfig,
+    task: Task,
+    engine: TransformersEngine,
+    home: Path,
+    *,
+    levers: MakeLevers = both_levers,
+    tracker: Tracker | None = None,
+    progress: Progress | None = None,
+) -> StudyReport:
+    """Run or continue the study until it has ``config.trials`` trials or its budget ends; its report.
+
+    Raises StoreError where another process runs it, UsageError where it was made with other settings, LeverError for
+    a failed pull (the trial is recorded as failed, and tried again by the next call). After an interrupt the same
+    call goes on.
+    """
+    name = config.study_name
+    folder = StudyFolder(home, name)
+    tracker = tracker or NullTracker()
+    with study_lock(folder.path, name), _stops_told(tracker):
+        run = _Run(config, task, engine, folder, levers, tracker, progress or NullProgress())
+        run.open()
+        run.run_trials()
+        return run.finish()
+
+
+@contextmanager
+def _stops_told(tracker: Tracker) -> Iterator[None]:
+    """No tracked run is left running, whatever ends the study; Optuna's database errors become ours."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        tracker.study_stopped("the study database failed")
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise StoreError(f"the study database optuna.db cannot be used: {cause}") from error
+    except KeyboardInterrupt:
+        tracker.study_stopped("interrupted")
+        raise
+    except Exception as error:
+        tracker.study_stopped(str(error))
+        raise
+
+
+@dataclass
+class _Run:
+    """One call of ``sweep``."""
+
+    config: SweepConfig
+    task: Task
+    engine: TransformersEngine
+    folder: StudyFolder
+    levers: MakeLevers
+    tracker: Tracker
+    progress: Progress
+    charged: set[str] = field(default_factory=set)  # rounds on the ledger
+
+    def open(self) -> None:
+        """Check that this is the same study, say that it starts, evaluate base, and line up the first schedules."""
+        config, task = self.config, self.task
+        space.ranges(config)
+        self.rounds, self.budget = RoundStore(self.folder.home), Budget(config.budget)
+        self.evaluator = Evaluator.of(task, self.engine, EvaluationStore(self.folder.home), config.seed)
+        self.base = task.base_candidate()
+        self.state = self._state()
+        self.folder.claim(config)
+        self.folder.write(self.state)
+        plan = f"{config.trials} trials: {'; '.join(space.schedules(config)[: config.trials])}"
+        self.tracker.study_started(self.folder.name, config.task, config.model, config.model_dump(mode="json"), plan)
+        self.progress.update(0, len(task.dev), "base on dev")
+        self.base_dev = self.evaluator(self.base, budget=self.budget, on_done=self._told("base on dev", len(task.dev)))
+        self.study = _open_study(self.folder)
+        self._line_up()
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state in ENDED:
+                self._retell(trial)
+
+    def run_trials(self) -> None:
+        """Trials one after the other, the one that was interrupted first."""
+        while self._ended() < self.config.trials:
+            trial = self._next_trial()
+            try:
+                self._run_trial(trial)
+            except BudgetExhausted as error:  # the trial stays open: a larger budget goes on with it
+                self._note(f"Stopped in trial {trial.number}, which is left out: {error}.")
+                return
+            except LeverError as error:
+                self.study.tell(trial, state=TrialState.FAIL)
+                self._write()
+                raise LeverError(f"trial {trial.number} failed: {error}. The same command tries it again") from error
+
+    def finish(self) -> StudyReport:
+        """Evaluate the test cells, each once, and report."""
+        trials = self.folder.trials(self.state)
+        plan = test_plan(self.state, self.base_dev, trials)
+        for done, (candidate, split) in enumerate(plan, 1):
+            size = len(self.task.examples(split))
+            self.evaluator(candidate, split, on_done=self._told(f"{split} ({done} of {len(plan)})", size))
+        self.state = replace(self.state, finished=True)
+        self.folder.write(self.state)
+        report = build_report(self.state, trials, self.folder.evaluations(self.state))
+        self.tracker.study_finished(report)
+        return report
+
+    # --- one trial -----------------------------------------------------------------------------------
+
+    def _run_trial(self, trial: optuna.Trial) -> None:
+        config = self.config
+        schedule, settings = space.suggest(trial, config)
+        first = "fixed_params" in self.study.get_trials(deepcopy=False)[trial.number].system_attrs
+        levers = self.levers(*space.with_settings(config, settings))
+        keys: list[str] = []
+        pruned = False
+
+        def on_round(index: int, record: RoundRecord, stored: bool) -> bool:
+            nonlocal pruned
+            keys.append(record.key)
+            seen = record.key in self.charged
+            if stored and not seen:
+                self.budget.reserve(rollouts=record.cost.rollouts)
+                self.budget.charge(record.cost)
+            self.charged.add(record.key)
+            self.tracker.round_finished(trial.number, index, record, seen)
+            trial.report((record.after if record.accepted else record.before).score, step=index)
+            last = index + 1 == len(parse_schedule(schedule))
+            pruned = config.prune and not first and not last and trial.should_prune()
+            return not pruned
+
+        where = f"trial {self._ended() + 1} of {config.trials} ({schedule})"
+        self.tracker.trial_started(trial.number, schedule, settings)
+        rounds = alternate(
+            self.base, parse_schedule(schedule), levers, self.evaluator, self.rounds,
+            budget=self.budget, round_caps=config.round_budget, on_round=on_round,
+            progress=Staged(self.progress, where),
+        )  # fmt: skip
+        entry = TrialEntry(trial.number, schedule, settings, "pruned" if pruned else "complete", tuple(keys))
+        record = trial_record(entry, rounds, self.base)
+        trial.set_user_attr("rounds", keys)
+        trial.set_user_attr("schedule", schedule)
+        trial.set_user_attr("settings", settings)
+        value = record.dev.score if record.dev else self.base_dev.score
+        self.study.tell(trial, None if pruned else value, state=TrialState.PRUNED if pruned else TrialState.COMPLETE)
+        self._write()
+        self.tracker.trial_finished(record)
+
+    def _next_trial(self) -> optuna.Trial:
+        """The interrupted trial under its own number, else the next one lined up, else a proposal."""
+        trials = self.study.get_trials(deepcopy=False)
+        running = [t for t in trials if t.state is TrialState.RUNNING]
+        number = running[0].number if running else len(trials)
+        self.study.sampler = _sampler(self.config.sampler, derive_seed(self.config.seed, number))
+        return optuna.Trial(self.study, running[0]._trial_id) if running else self.study.ask()
+
+    def _line_up(self) -> None:
+        """Enqueue the first schedules, and again those that failed."""
+        trials = self.study.get_trials(deepcopy=False)
+        for schedule in self.config.schedules[len(trials) :]:
+            self.study.enqueue_trial(space.arm_params(self.config, schedule))
+        living = [t.params or t.system_attrs.get("fixed_params") for t in trials if t.state is not TrialState.FAIL]
+        for trial in trials:
+            if trial.state is TrialState.FAIL and trial.params and trial.params not in living:
+                self.study.enqueue_trial(trial.params)
+                living.append(trial.params)
+
+    def _retell(self, trial: optuna.trial.FrozenTrial) -> None:
+        """An ended trial, told to the tracker and charged again as if it ran now."""
+        record = self._record(trial)
+        self.tracker.trial_started(record.number, record.schedule, record.settings)
+        for index, made in enumerate(record.rounds):
+            seen = made.key in self.charged
+            if not seen:
+                self.budget.charge(made.cost)
+            self.charged.add(made.key)
+            self.tracker.round_finished(record.number, index, made, seen)
+        self.tracker.trial_finished(record)
+
+    # --- what is stored ------------------------------------------------------------------------------
+
+    def _state(self) -> StudyState:
+        """A new study's state, or the stored one. Raises UsageError where task or model are no longer the same."""
+        task, config, grounds = self.task, self.config, self.evaluator.grounds
+        old = self.folder.state()
+        if old is not None and old.grounds != grounds:
+            changed = [n for n in ("task", "engine", "versions") if getattr(old.grounds, n) != getattr(grounds, n)]
+            raise UsageError(
+                f"study {self.folder.name!r}: its {' and '.join(changed)} changed since it was started: give this one "
+                f"another --study name, or delete {self.folder.path}"
+            )
+        return StudyState(
+            study=self.folder.name, task=config.task, model=config.model, target=task.target,
+            has_gold=task.gold is not None, seed=config.seed, grounds=grounds, base=self.base,
+            watched=tuple(task.watched), schedules=config.schedules, trials=old.trials if old else (),
+            started=old.started if old else time.time(),
+        )  # fmt: skip
+
+    def _write(self) -> None:
+        trials = [t for t in self.study.get_trials(deepcopy=False) if t.state in ENDED]
+        entries = tuple(_entry(t) for t in trials)
+        self.state = replace(self.state, trials=entries)
+        self.folder.write(self.state)
+
+    def _record(self, trial: optuna.trial.FrozenTrial) -> TrialRecord:
+        return self.folder.trials(replace(self.state, trials=(_entry(trial),)))[0]
+
+    def _note(self, text: str) -> None:
+        self.state = replace(self.state, notes=(*self.state.notes, text))
+
+    def _ended(self) -> int:
+        return sum(t.state in ENDED for t in self.study.get_trials(deepcopy=False))
+
+    def _told(self, text: str, total: int) -> Callable[[int], None]:
+        return lambda done: self.progress.update(done, total, text)
+
+
+def _entry(trial: optuna.trial.FrozenTrial) -> TrialEntry:
+    attributes = trial.user_attrs
+    return TrialEntry(
+        trial.number, attributes["schedule"], attributes["settings"], STATES[trial.state], tuple(attributes["rounds"])
+    )
+
+
+def _open_study(folder: StudyFolder) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{folder.home / 'optuna.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
+    )
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)  # a first round says little of an order
+    return optuna.create_study(
+        storage=storage, study_name=folder.name, direction="maximize", load_if_exists=True, pruner=pruner
+    )
+
+
+def _sampler(kind: str, seed: int) -> optuna.samplers.BaseSampler:
+    """A sampler for one trial, seeded by the trial's number: a restart proposes the same, and no two are alike."""
+    if kind == "gp":
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=8, deterministic_objective=False)
+    if kind == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    return cast(Any, optuna.samplers.TPESampler)(multivariate=True, group=True, n_startup_trials=5, seed=seed)

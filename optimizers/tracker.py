@@ -1,0 +1,41 @@
+"""Who is told of a study's progress. Knows the events; knows nothing of MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from colever.types import RoundRecord, StudyReport, TrialRecord
+
+
+class Tracker(Protocol):
+    """Told in order; every call may come again after an interrupt, with the same content."""
+
+    def study_started(self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str) -> None: ...
+    def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None: ...
+    def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool) -> None: ...
+    def trial_finished(self, record: TrialRecord) -> None: ...
+    def study_finished(self, report: StudyReport) -> None: ...
+    def study_stopped(self, reason: str) -> None: ...
+
+
+class NullTracker:
+    """Tells nobody."""
+
+    def study_started(self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str) -> None:
+        return None
+
+    def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None:
+        return None
+
+    def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool) -> None:
+        return None
+
+    def trial_finished(self, record: TrialRecord) -> None:
+        return None
+
+    def study_finished(self, report: StudyReport) -> None:
+        return None
+
+    def study_stopped(self, reason: str) -> None:
+        return None

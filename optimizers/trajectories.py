@@ -1,0 +1,201 @@
+"""Rollouts of whole programs → rows to train on: groups, advantages, step weights.
+
+Knows rollouts and scores; knows nothing of models, tensors or losses.
+
+A *row* is one step (one predictor call) with exactly the token ids that were sampled. Its reward is its trajectory's
+``score.total``. A group is the rows of one example at one predictor and occurrence (``predictor``), or all
+rows of one example, every trajectory counted once (``trajectory``). An advantage is the reward less its group's mean,
+divided by the group's standard deviation (``group``), by that of all rewards of the batch (``batch``), or by nothing
+(``none``, as in Dr. GRPO, arXiv:2503.20783); standard deviations have n − 1 below and 1e-4 added, as in TRL.
+
+Departures from GRPO (arXiv:2402.03300):
+- Groups may differ in size: a program may skip a predictor or call it in a loop. Nothing is repeated to fill a group.
+- A row's weight is 1 / (steps of its trajectory), scaled so that the batch's rows have mean weight 1: a trajectory
+  counts the same however many calls it makes, and with equally many calls each every weight is 1.
+- A group without two different rewards has no gradient and is left out of the computation. Its rows and tokens still
+  count in the loss's divisors, so that the gradient is the one that TRL computes with them in.
+- Policy failures are rows like any other, with the lowest score; infrastructure failures make no row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from colever.errors import LeverError
+from colever.types import Rollout, Step
+
+Grouping = Literal["predictor", "trajectory"]
+Scaling = Literal["group", "batch", "none"]
+GroupKey = tuple[str, str, int]  # example id, predictor, occurrence ("" and 0 where trajectories are grouped)
+
+SCALE_FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step to train on. ``advantage`` does not hold ``weight``; the loss takes their product."""
+
+    group: GroupKey
+    sample: int
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]  # the sampler's
+    reward: float
+    advantage: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """The rows of one update, and what was left out of it.
+
+    ``total_rows`` and ``total_tokens`` (completion tokens) count the constant groups' rows too: they are the loss's
+    divisors. ``prompts`` and such statistics are of every rollout that has a score.
+    """
+
+    rows: tuple[Row, ...]
+    total_rows: int
+    total_tokens: int
+    groups: int
+    constant_groups: int
+    rollouts: int
+    infrastructure_failures: int
+    policy_failures: int
+    reward: float  # mean over scored rollouts
+    by_criterion: Mapping[str, float]
+    completion_tokens: Mapping[str, float]  # mean length by predictor
+
+    @property
+    def constant_share(self) -> float:
+        return self.constant_groups / self.groups if self.groups else 1.0
+
+
+def training_batch(
+    rollouts: Sequence[Rollout], *, version: str, grouping: Grouping = "predictor", scaling: Scaling = "group"
+) -> TrainingBatch:
+    """The rows of one update from its rollouts.
+
+    Raises LeverError for a rollout of weights other than ``version``, or for a step without its token ids.
+    """
+    scored = [r for r in rollouts if r.score is not None]
+    check_fresh(scored, version)
+    kept = [(r, [s for s in r.steps if s.completion.completion_ids]) for r in scored]
+    groups: dict[GroupKey, list[tuple[Rollout, Step]]] = {}
+    for rollout, steps in kept:
+        for step in steps:
+            groups.setdefault(_group_key(rollout, step, grouping), []).append((rollout, step))
+    weights = step_weights([len(steps) for _, steps in kept])
+    weight_of = {id(rollout): weight for (rollout, _), weight in zip(kept, weights, strict=True)}
+    everything = [r.score.total for members in groups.values() for r, _ in members if r.score is not None]
+    rows: list[Row] = []
+    constant = 0
+    for key, members in groups.items():
+        rewards = {id(r): _total(r) for r, _ in members}  # every trajectory once
+        if is_constant(rewards.values()):
+            constant += 1
+            continue
+        mean = sum(rewards.values()) / len(rewards)
+        scale = _scale(list(rewards.values()), everything, scaling)
+        for rollout, step in members:
+            c = step.completion
+            reward = rewards[id(rollout)]
+            rows.append(
+                Row(
+                    key,
+                    rollout.sample,
+                    c.prompt_ids,
+                    c.completion_ids,
+                    c.logprobs,
+                    reward,
+                    (reward - mean) / scale,
+                    weight_of[id(rollout)],
+                )
+            )
+    return TrainingBatch(
+        rows=tuple(rows),
+        total_rows=sum(len(steps) for _, steps in kept),
+        total_tokens=sum(len(s.completion.completion_ids) for _, steps in kept for s in steps),
+        groups=len(groups),
+        constant_groups=constant,
+        rollouts=len(rollouts),
+        infrastructure_failures=len(rollouts) - len(scored),
+        policy_failures=sum(r.failure == "policy" for r in scored),
+        reward=_mean([_total(r) for r in scored]),
+        by_criterion=_by_criterion(scored),
+        completion_tokens=_lengths(scored),
+    )
+
+
+def check_fresh(rollouts: Iterable[Rollout], version: str) -> None:
+    """Raises LeverError for a rollout of other weights, without its token ids, or with broken log-probabilities."""
+    for r in rollouts:
+        stale = {s.completion.version for s in r.steps} | ({r.version} if r.version else set())
+        if stale - {version}:
+            raise LeverError(
+                f"rollout {r.sample} of example {r.example_id!r} was sampled from weights {', '.join(sorted(stale))}, "
+                f"the weights to train are {version}: it is refused"
+            )
+        for s in r.steps:
+            if not s.completion.prompt_ids or len(s.completion.logprobs) != len(s.completion.completion_ids):
+                raise LeverError(
+                    f"a call of predictor {s.predictor!r} carries no token ids: the weight lever needs an engine that "
+                    f"returns them (the in-process one does)"
+                )
+            if not all(map(math.isfinite, s.completion.logprobs)):
+                raise LeverError(
+                    "the sampler's log-probabilities are not finite: the weights are broken. Try a lower learning_rate "
+                    "or max_grad_norm"
+                )
+
+
+def step_weights(steps: Sequence[int]) -> list[float]:
+    """The weight of each trajectory's rows, from its number of steps: 1 / n, scaled to mean 1 over all rows."""
+    rows, trajectories = sum(steps), sum(n > 0 for n in steps)
+    return [rows / (trajectories * n) if n else 0.0 for n in steps]
+
+
+def is_constant(rewards: Iterable[float]) -> bool:
+    """Whether a group has no two different rewards: it holds no signal."""
+    values = list(rewards)
+    return len(values) < 2 or max(values) - min(values) < 1e-9
+
+
+def _group_key(rollout: Rollout, step: Step, grouping: Grouping) -> GroupKey:
+    return (rollout.example_id, step.predictor, step.occurrence) if grouping == "predictor" else (rollout.example_id, "", 0)
+
+
+def _scale(group: Sequence[float], everything: Sequence[float], scaling: Scaling) -> float:
+    if scaling == "none":
+        return 1.0
+    return _deviation(group if scaling == "group" else everything) + SCALE_FLOOR
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else 0.0
+
+
+def _total(rollout: Rollout) -> float:
+    assert rollout.score is not None
+    return rollout.score.total
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _by_criterion(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    scores = [r.score for r in rollouts if r.score is not None]
+    names = list(scores[0].by_criterion) if scores else []
+    return {name: _mean([s.by_criterion[name] for s in scores]) for name in names}
+
+
+def _lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    lengths: dict[str, list[int]] = {}
+    for rollout in rollouts:
+        for step in rollout.steps:
+            lengths.setdefault(step.predictor, []).append(len(step.completion.completion_ids))
+    return {name: _mean(values) for name, values in sorted(lengths.items())}

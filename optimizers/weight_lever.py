@@ -1,0 +1,321 @@
+"""The weight lever: GRPO on whole programs, on the engine's own model, so that sampler and trainer are one.
+
+Knows candidates, tasks, the engine and the budget; how rows are made is in ``trajectories``, how they are trained on
+in ``grpo``. Per update: examples from a shuffled epoch, G rollouts each of the program as it stands (demos included),
+one optimizer step. Everything random is a function of the seed and the update's index, so a pull that was killed goes
+on from its last checkpoint and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from colever.config import WeightSettings
+from colever.engines.calls import stable_seed
+from colever.engines.lm import engine_lm
+from colever.errors import LeverError
+from colever.optimizers.evaluate import metered
+from colever.optimizers.lever import Progress, Pull
+from colever.optimizers.trajectories import TrainingBatch, training_batch
+from colever.pipelines.prompts import apply_prompts
+from colever.pipelines.rollout import run_rollouts
+from colever.types import Candidate, Cost, LeverName, Weights, digest_of
+
+if TYPE_CHECKING:
+    import dspy
+
+    from colever.engines.transformers import TransformersEngine
+    from colever.optimizers.budget import Budget
+    from colever.tasks.task import Task
+
+GAP_ALARM = 1e-3  # |trainer's − sampler's log-probability| of one token in float32
+CONSTANT_ALARM = 0.8  # mean share of groups that trained nothing
+SOLVED = 0.99  # mean reward from which "nothing left to learn" is a success
+
+
+class WeightLever:
+    """One pull: ``settings.updates`` updates of GRPO. Raises LeverError, BudgetExhausted, and what rollouts raise."""
+
+    name: LeverName = "weights"
+
+    def __init__(self, settings: WeightSettings | None = None) -> None:
+        self.settings = settings or WeightSettings()
+
+    def improve(
+        self,
+        candidate: Candidate,
+        task: Task,
+        engine: TransformersEngine,
+        budget: Budget,
+        seed: int,
+        workdir: Path,
+        progress: Progress,
+    ) -> Pull:
+        """The candidate with new weights in ``workdir/weights``; checkpoints lie in ``workdir/training``.
+
+        The engine is left with the trained weights, or, where the pull fails, with the candidate's.
+        """
+        from colever.optimizers.grpo import ProgramTrainer, last_checkpoint
+
+        s = self.settings
+        pull = _Pull(s, task, candidate, engine, budget.slice(), seed, progress)
+        folder = workdir / "training"
+        found = last_checkpoint(folder)
+        if found is not None and found[1].get("identity") != pull.identity:
+            shutil.rmtree(folder)
+            found = None
+        with trainable(engine, candidate.weights, s, seed) as model:
+            trainer = ProgramTrainer(
+                model,
+                engine.tokenizer,
+                _trainer_settings(s, task, seed),
+                folder,
+                pull.sample,
+                pull.after_update,
+                pull.remember,
+                engine.touched,
+            )
+            pull.trainer = trainer
+            try:
+                if found is not None:
+                    pull.recall(found[1])
+                trainer.run(found[0] if found is not None else None)
+            finally:
+                trainer.release()
+            weights = save_weights(model, engine, candidate.weights, s, workdir / "weights")
+        return Pull(dataclasses.replace(candidate, weights=weights), pull.curves, pull.notes())
+
+
+@dataclass
+class _Pull:
+    """What one pull keeps between its updates."""
+
+    settings: WeightSettings
+    task: Task
+    candidate: Candidate
+    engine: TransformersEngine
+    budget: Budget  # its own slice: what this pull spent, work before a kill included
+    seed: int
+    progress: Progress
+    trainer: Any = None
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    empty: int = 0  # updates in a row without anything to train on
+    last: TrainingBatch | None = None
+    stopped: str = ""
+    charged: tuple[int, float] = (0, 0.0)  # trained tokens and FLOPs of the trainer that the budget knows of
+
+    def __post_init__(self) -> None:
+        self.examples = self.task.examples("train")
+        self.program = apply_prompts(self.task.program(), self.candidate.prompts)
+        s = self.settings
+        self.lm = engine_lm(self.engine, temperature=s.temperature, max_tokens=self.task.max_tokens)
+        self.identity = digest_of([self.candidate.digest, s.model_dump(mode="json"), self.seed])
+
+    def sample(self, update: int) -> TrainingBatch:
+        """The rows of an update, from rollouts under the weights as they are."""
+        s = self.settings
+        examples = choose_examples(self.examples, s.examples_per_update, self.seed, update)
+        with metered(self.engine, len(examples) * s.group_size, self.budget):
+            rollouts = run_rollouts(
+                self.program,
+                examples,
+                lm=self.lm,
+                score=self.task.score,
+                fail=self.task.fail,
+                samples=s.group_size,
+                temperature=s.temperature,
+                max_tokens=self.task.max_tokens,
+                seed=stable_seed(self.seed, "update", update),
+                split="train",
+            )
+        self.last = training_batch(
+            rollouts, version=self.engine.version, grouping=s.grouping, scaling=s.scale_rewards
+        )
+        self._check_signal(update, self.last)
+        return self.last
+
+    def _check_signal(self, update: int, batch: TrainingBatch) -> None:
+        self.empty = 0 if batch.rows else self.empty + 1
+        if self.empty < self.settings.empty_updates:
+            return
+        if batch.reward >= SOLVED:
+            self.stopped = f"nothing left to learn: every group of updates {update - self.empty + 1}–{update} was solved"
+            self.trainer.control.should_training_stop = True
+            return
+        raise LeverError(
+            f"weights: all groups of the last {self.empty} updates were constant (mean reward {batch.reward:.3f}), so "
+            f"nothing can be learned. Raise temperature (now {self.settings.temperature:g}) or group_size (now "
+            f"{self.settings.group_size}), give the rubric partial credit, or pull the prompt lever first"
+        )
+
+    def after_update(self, update: int, metrics: dict[str, float]) -> None:
+        """Book an update: its curves, what training it cost, and how far the pull has come."""
+        batch = self.last
+        assert batch is not None
+        values = {
+            "reward": batch.reward,
+            **{f"criterion/{name}": value for name, value in batch.by_criterion.items()},
+            **{f"completion_tokens/{name}": value for name, value in batch.completion_tokens.items()},
+            "constant_share": batch.constant_share,
+            "policy_failures": batch.policy_failures / max(1, batch.rollouts),
+            "trained_rows": float(len(batch.rows)),
+            **metrics,
+        }
+        values["seconds"] = metrics["seconds/rollouts"] + metrics["seconds/update"]
+        for name, value in values.items():
+            self.curves.setdefault(name, []).append((update, float(value)))
+        tokens, flops = self.trainer.trained_tokens, self.trainer.flops
+        self.budget.charge(
+            Cost(
+                trained_tokens=tokens - self.charged[0],
+                flops=flops - self.charged[1],
+                seconds=metrics["seconds/update"],
+            )
+        )
+        self.charged = (tokens, flops)
+        self.progress.update(update + 1, self.settings.updates, f"weights: reward {batch.reward:.3f}")
+
+    def remember(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this pull, as JSON."""
+        return {
+            "identity": self.identity,
+            "curves": self.curves,
+            "spent": dataclasses.asdict(self.budget.spent),
+            "empty": self.empty,
+        }
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Go on from what ``remember`` gave: the work before a kill is charged as if done now."""
+        self.curves = {name: [(int(u), float(v)) for u, v in curve] for name, curve in memory["curves"].items()}
+        self.empty = int(memory["empty"])
+        self.budget.charge(Cost(**memory["spent"]))
+
+    def notes(self) -> dict[str, Any]:
+        """The pull in a few numbers, with alarms where something looks wrong."""
+        constant = _mean(self.curves.get("constant_share", []))
+        gap = max((v for _, v in self.curves.get("logprob_gap", [])), default=0.0)
+        alarms = []
+        if constant > CONSTANT_ALARM:
+            alarms.append(f"{constant:.0%} of groups were constant and trained nothing")
+        if gap > GAP_ALARM and self.engine.dtype == "float32":
+            alarms.append(f"trainer and sampler differ by up to {gap:.2g} in a token's log-probability")
+        return {
+            "updates": len(self.curves.get("reward", [])),
+            "constant_share": constant,
+            "logprob_gap": gap,
+            "stopped": self.stopped,
+            "alarms": alarms,
+        }
+
+
+def choose_examples(
+    examples: Sequence[tuple[str, dspy.Example]], count: int, seed: int, update: int
+) -> list[tuple[str, dspy.Example]]:
+    """The examples of an update: ``count`` of a shuffled epoch, none twice; a function of seed and update alone."""
+    if not examples:
+        raise LeverError("weights: the train split is empty")
+    count = min(count, len(examples))
+    epoch, place = divmod(update, len(examples) // count)
+    order = np.random.Generator(np.random.Philox(key=stable_seed(seed, "epoch", epoch))).permutation(len(examples))
+    return [examples[i] for i in order[place * count : (place + 1) * count]]
+
+
+@contextmanager
+def trainable(engine: TransformersEngine, parent: Weights, settings: WeightSettings, seed: int) -> Iterator[Any]:
+    """The engine's own model holding ``parent``, ready to be trained in place; on an error the parent comes back.
+
+    A LoRA parent goes on training the same adapter; full weights trained from a LoRA parent start merged.
+    """
+    import torch
+
+    engine.load(parent)
+    torch.manual_seed(seed)
+    try:
+        model = engine.adapter if parent.kind == "lora" else engine.model
+        if settings.peft == "none":
+            if parent.kind == "lora":
+                model = model.merge_and_unload()
+            model.requires_grad_(True)
+        elif parent.kind != "lora":
+            from peft import LoraConfig, get_peft_model
+
+            how = LoraConfig(
+                r=settings.lora_rank,
+                lora_alpha=settings.lora_alpha,
+                lora_dropout=0.0,
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            )
+            model = get_peft_model(model, how)
+        yield model
+        engine.touched()
+    except BaseException:
+        engine.touched()
+        engine.load(parent)
+        raise
+    finally:
+        gc.collect()
+
+
+def save_weights(
+    model: Any, engine: TransformersEngine, parent: Weights, settings: WeightSettings, folder: Path
+) -> Weights:
+    """The trained weights in ``folder``, written aside and renamed; an adapter on full weights is saved merged."""
+    from safetensors.torch import save_file
+
+    from colever.engines.weights import ADAPTER_FILE, FULL_FILE, file_digest
+
+    lora = settings.peft == "lora" and parent.kind != "full"
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        if lora:
+            model.save_pretrained(str(temporary))
+            kind = model.peft_config["default"]
+            digest = digest_of([file_digest([temporary / ADAPTER_FILE]), kind.r, kind.lora_alpha])
+        else:
+            if settings.peft == "lora":
+                model.merge_and_unload()
+            tied = set(getattr(engine.model, "all_tied_weights_keys", None) or ())
+            tensors = {n: t.detach().contiguous() for n, t in engine.model.state_dict().items() if n not in tied}
+            save_file(tensors, str(temporary / FULL_FILE), metadata={"format": "pt"})
+            digest = file_digest([temporary / FULL_FILE])
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise LeverError(f"the trained weights cannot be written to {folder}: {error}") from error
+    return Weights("lora" if lora else "full", str(folder), digest)
+
+
+def _trainer_settings(s: WeightSettings, task: Task, seed: int) -> Any:
+    from colever.optimizers.grpo import GrpoSettings
+
+    return GrpoSettings(
+        updates=s.updates,
+        learning_rate=s.learning_rate,
+        warmup=s.warmup,
+        schedule=s.learning_rate_schedule,
+        temperature=s.temperature,
+        beta=s.beta,
+        loss=s.loss,
+        max_grad_norm=s.max_grad_norm,
+        max_completion=task.max_tokens,
+        max_tokens=s.batch_tokens,
+        save_every=s.save_every,
+        seed=seed,
+    )
+
+
+def _mean(curve: Sequence[tuple[int, float]]) -> float:
+    return sum(v for _, v in curve) / len(curve) if curve else 0.0

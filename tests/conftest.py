@@ -1,0 +1,102 @@
+"""Shared fixtures: a tiny random checkpoint that is a real one in every other respect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def byte_tokenizer():
+    """One token per byte, chat markers and ends as special tokens, a plain chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|pad|>", additional_special_tokens=["<|im_start|>"]
+    )
+    tokenizer.add_tokens(["[[ ## answer ## ]]", "[[ ## completed ## ]]"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def write_checkpoint(path: Path, *, seed: int = 0, hidden: int = 64, layers: int = 2, positions: int = 2048) -> Path:
+    """A random Qwen3 checkpoint in ``path``."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+        initializer_range=0.2,  # sharp enough that greedy decoding has no ties
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def write_talker(path: Path) -> Path:
+    """A checkpoint that answers a field ``answer`` with a random digit, and now and then with an unparsable ``x``.
+
+    A Qwen3 whose blocks add nothing: the next token depends on the last one through embedding and head alone.
+    """
+    import math
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    write_checkpoint(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    answer, end = tokenizer.convert_tokens_to_ids(["[[ ## answer ## ]]", "<|im_end|>"])
+    newline, x, *digits = (tokenizer.encode(c, add_special_tokens=False)[0] for c in "\nx0123456789")
+    follows = {newline: {answer: 0.9, x: 0.1}, answer: dict.fromkeys(digits, 0.1), x: {end: 1.0}}
+    follows.update({digit: {end: 1.0} for digit in digits})
+    model.config.tie_word_embeddings = False
+    embedding = torch.zeros_like(model.model.embed_tokens.weight)
+    head = torch.full_like(embedding, 0.0)
+    for place, (token, after) in enumerate(follows.items()):
+        embedding[token, place] = 1.0
+        head[:, place] = -30.0 / 8  # the last norm makes the one active unit sqrt(64) = 8
+        for target, probability in after.items():
+            head[target, place] = math.log(probability) / 8
+    embedding[(embedding == 0).all(1), 60] = 1.0
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(embedding)
+        model.lm_head.weight = torch.nn.Parameter(head)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.norm.weight.fill_(1.0)
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def talker_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that keeps DSPy's answer format most of the time; see ``write_talker``."""
+    return write_talker(tmp_path_factory.mktemp("talker"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random 2-layer Qwen3 and a byte-level tokenizer; text it writes is noise."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"))

@@ -1,0 +1,131 @@
+"""Shared prefixes against one padded row per completion: equal log-probabilities and gradients, at less cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from colever.optimizers import shared_prefix as sp
+
+PAD = 0
+
+
+def tiny_model(seed: int = 0, attention: str = "sdpa") -> Qwen3ForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        intermediate_size=48, tie_word_embeddings=True, attn_implementation=attention, max_position_embeddings=512,
+        initializer_range=0.2,
+    )  # fmt: skip
+    return Qwen3ForCausalLM(config)
+
+
+def batch(groups: list[tuple[int, list[int]]], seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Rows as TRL pads them, in shuffled order, from (prompt length, completion lengths) per group."""
+    generator = torch.Generator().manual_seed(seed)
+    width = max(c for _, lengths in groups for c in lengths)
+    left = max(p for p, _ in groups)
+    ids, mask = [], []
+    for prompt, lengths in groups:
+        head = torch.randint(1, 97, (prompt,), generator=generator)
+        for length in lengths:
+            tail = torch.randint(1, 97, (length,), generator=generator)
+            ids.append(torch.cat([torch.zeros(left - prompt), head, tail, torch.zeros(width - length)]).long())
+            mask.append(torch.tensor([0] * (left - prompt) + [1] * (prompt + length) + [0] * (width - length)))
+    order = torch.randperm(len(ids), generator=generator)
+    return torch.stack(ids)[order], torch.stack(mask)[order], width
+
+
+def row_logprobs(model: Qwen3ForCausalLM, ids: torch.Tensor, mask: torch.Tensor, width: int, temperature: float):
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -width - 1 : -1] / temperature
+    return logits.log_softmax(-1).gather(2, ids[:, -width:, None])[..., 0] * mask[:, -width:]
+
+
+def branch_logprobs(model, ids, mask, width, temperature=1.0):
+    layout = sp.build_layout(ids, mask, width)
+    logprob_N, _ = model(branches=layout)
+    return torch.zeros(ids.shape[0] * width).scatter(0, layout.target_N, logprob_N).view(-1, width)
+
+
+WORKLOADS = {
+    "uniform": [(12, [5] * 4), (12, [5] * 4)],
+    "ragged": [(12, [5, 1, 9]), (3, [4, 4]), (30, [2]), (12, [7, 6, 5])],
+    "one-token prompt": [(1, [3, 5])],
+    "long completions": [(4, [40, 2, 33]), (90, [3, 3, 3, 4])],
+    "empty completion": [(9, [4, 0, 6]), (5, [0, 0])],
+    "no shared prompt": [(7, [3]), (8, [6]), (9, [2])],
+}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_logprobs_and_gradients_equal_padded_rows(name, temperature):
+    ids, mask, width = batch(WORKLOADS[name])
+    model = tiny_model()
+    weight = torch.randn(ids.shape[0], width, generator=torch.Generator().manual_seed(3))
+
+    plain = row_logprobs(model, ids, mask, width, temperature)
+    (plain * weight).sum().backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters()}
+
+    model.zero_grad()
+    sp.add_branches(model, temperature)
+    shared = branch_logprobs(model, ids, mask, width)
+    (shared * weight).sum().backward()
+
+    assert torch.allclose(shared, plain, atol=2e-5, rtol=1e-5)
+    for name_, p in model.named_parameters():
+        scale = expected[name_].abs().max().clamp(min=1e-3)
+        assert (p.grad - expected[name_]).abs().max() / scale < 1e-5, name_
+    del model.forward
+    assert "forward" not in model.__dict__
+
+
+def test_eager_model_gets_its_own_attention_back():
+    ids, mask, width = batch(WORKLOADS["ragged"])
+    model = tiny_model(attention="eager")
+    plain = row_logprobs(model, ids, mask, width, 1.0)
+    sp.add_branches(model, 1.0)
+    assert torch.allclose(branch_logprobs(model, ids, mask, width), plain, atol=2e-5)
+    assert model.config._attn_implementation == "eager"
+    assert torch.equal(row_logprobs(model, ids, mask, width, 1.0), plain)
+
+
+def test_chunked_head_equals_plain_head(monkeypatch):
+    ids, mask, width = batch(WORKLOADS["ragged"])
+    model = tiny_model()
+    sp.add_branches(model, 0.7)
+    plain = branch_logprobs(model, ids, mask, width)
+    plain.sum().backward()
+    expected = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    monkeypatch.setattr(sp, "PLAIN_LOGITS", 0)
+    chunked = branch_logprobs(model, ids, mask, width)
+    chunked.sum().backward()
+    assert torch.allclose(chunked, plain, atol=1e-5)
+    assert torch.allclose(model.lm_head.weight.grad, expected, atol=1e-4)
+
+
+def test_packed_row_has_no_padding_and_no_repeated_prompt():
+    ids, mask, width = batch(WORKLOADS["ragged"])
+    layout = sp.build_layout(ids, mask, width)
+    assert layout.tokens == sum(p - 1 + sum(lengths) for p, lengths in WORKLOADS["ragged"])
+    assert len(layout.label_N) == int(mask[:, -width:].sum())
+
+
+def test_packed_row_is_less_work_than_padded_rows():
+    for prompt, completion in ((180, 30), (50, 200)):
+        groups = [sp.Group(tuple(range(8)), prompt, (completion,) * 8)]
+        shared, padded = sp.branch_work(groups), sp.row_work(groups)
+        assert shared.tokens == prompt - 1 + 8 * completion
+        assert shared.tokens < padded.tokens
+        assert shared.pairs < padded.pairs
+
+
+def test_sliding_windows_keep_padded_rows():
+    model = tiny_model()
+    assert sp.supports_branches(model)
+    model.config.layer_types = ["full_attention", "sliding_attention"]
+    assert not sp.supports_branches(model)

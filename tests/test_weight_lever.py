@@ -1,0 +1,210 @@
+"""The weight lever on a tiny random model: it learns, resumes, restores, and trains what was sampled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dspy
+import pytest
+import torch
+from dspy.utils.exceptions import AdapterParseError
+
+from colever.config import WeightSettings
+from colever.engines.lm import open_engine
+from colever.errors import BudgetExhausted, LeverError
+from colever.optimizers.budget import Budget
+from colever.optimizers.lever import NullProgress
+from colever.optimizers.weight_lever import WeightLever, choose_examples
+from colever.tasks.rubric import Criterion, Rubric
+from colever.tasks.task import Task
+from colever.types import Weights
+
+
+class Say(dspy.Signature):
+    """Say a letter."""
+
+    word: str = dspy.InputField()
+    answer: str = dspy.OutputField()
+
+
+class Echo(dspy.Module):
+    """One call; whatever was written is the answer, even where it cannot be parsed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.say = dspy.Predict(Say)
+
+    def forward(self, word: str) -> dspy.Prediction:
+        try:
+            return self.say(word=word)
+        except AdapterParseError:
+            return dspy.Prediction(answer="")
+
+
+def vowel_share(example, prediction, steps) -> float:
+    text = steps[-1].completion.text
+    return sum(c in "aeiou" for c in text) / max(1, len(text))
+
+
+def make_task(check=vowel_share, rows: int = 8, max_tokens: int = 8) -> Task:
+    examples = [dspy.Example(word=f"w{i}").with_inputs("word") for i in range(rows)]
+    return Task("vowels", Echo, examples, examples, examples, Rubric([Criterion("vowels", check)]), max_tokens=max_tokens)
+
+
+def has_rare_letter(example, prediction, steps) -> float:
+    """About one completion in ten, before training."""
+    return float(any(c in "abc" for c in steps[-1].completion.text))
+
+
+def settings(**changes) -> WeightSettings:
+    small = {"updates": 4, "examples_per_update": 2, "group_size": 4, "learning_rate": 1e-3, "save_every": 2, "warmup": 1}
+    return WeightSettings(**{**small, **changes})
+
+
+def improve(engine, workdir: Path, how: WeightSettings, task: Task | None = None, budget: Budget | None = None, parent=None):
+    task = task or make_task()
+    candidate = parent or task.base_candidate()
+    return WeightLever(how).improve(candidate, task, engine, budget or Budget(), 3, workdir, NullProgress())
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_checkpoint):
+    return open_engine(tiny_checkpoint)
+
+
+@pytest.fixture(autouse=True)
+def _base_weights(engine):
+    engine.load(Weights())
+
+
+def parameters(engine) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in engine.model.named_parameters()}
+
+
+def test_a_rare_word_becomes_common(engine, tmp_path):
+    how = settings(updates=30, examples_per_update=4, group_size=8, learning_rate=2e-3, save_every=50, empty_updates=30)
+    pull = improve(engine, tmp_path, how, make_task(has_rare_letter, max_tokens=6))
+    reward = [v for _, v in pull.metrics["reward"]]
+    assert sum(reward[:3]) / 3 < 0.2
+    assert sum(reward[-3:]) / 3 > 0.9
+
+
+@pytest.mark.parametrize("peft", ["none", "lora"])
+def test_an_interrupted_pull_ends_with_the_same_weights(engine, tmp_path, peft):
+    how = settings(peft=peft)
+    whole = improve(engine, tmp_path / "whole", how)
+    engine.load(Weights())
+    with pytest.raises(BudgetExhausted):
+        improve(engine, tmp_path / "cut", how, budget=Budget({"rollouts": 3 * 8}))
+    budget = Budget()
+    resumed = improve(engine, tmp_path / "cut", how, budget=budget)
+    assert resumed.candidate.weights.digest == whole.candidate.weights.digest
+    assert resumed.metrics["reward"] == whole.metrics["reward"]
+    assert budget.spent.rollouts == 4 * 8  # the work before the cut is charged too
+    assert resumed.notes == whole.notes
+
+
+def test_a_finished_pull_is_not_trained_again(engine, tmp_path):
+    first = improve(engine, tmp_path, settings())
+    again = improve(engine, tmp_path, settings())
+    assert again.candidate == first.candidate
+    assert again.metrics == first.metrics
+
+
+def test_other_settings_do_not_go_on_from_a_checkpoint(engine, tmp_path):
+    improve(engine, tmp_path, settings(updates=2))
+    engine.load(Weights())
+    pull = improve(engine, tmp_path, settings(updates=3))
+    assert [u for u, _ in pull.metrics["reward"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("peft", ["none", "lora"])
+def test_child_loads_back_and_parent_is_untouched(engine, tmp_path, peft):
+    before = parameters(engine)
+    pull = improve(engine, tmp_path, settings(peft=peft, updates=2))
+    engine.load(pull.candidate.weights)
+    engine.load(Weights())
+    after = parameters(engine)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[n], after[n]) for n in before)
+    assert "forward" not in engine.model.__dict__
+
+
+@pytest.mark.parametrize(("first", "second", "kind"), [
+    ("none", "none", "full"), ("lora", "lora", "lora"), ("lora", "none", "full"), ("none", "lora", "full"),
+])  # fmt: skip
+def test_a_second_round_goes_on_from_the_first(engine, tmp_path, first, second, kind):
+    one = improve(engine, tmp_path / "1", settings(peft=first, updates=2))
+    assert one.candidate.weights.kind == ("lora" if first == "lora" else "full")
+    two = improve(engine, tmp_path / "2", settings(peft=second, updates=2), parent=one.candidate)
+    assert two.candidate.weights.kind == kind
+    assert two.candidate.weights.digest != one.candidate.weights.digest
+    with torch.no_grad():
+        ids = torch.tensor([[5, 6, 7, 8]])
+        trained = engine.model(ids).logits
+        engine.load(two.candidate.weights)
+        assert torch.allclose(engine.model(ids).logits, trained, atol=1e-5)
+
+
+def test_trained_tokens_are_the_sampled_ones(engine, tmp_path):
+    pull = improve(engine, tmp_path, settings(updates=3))
+    assert max(v for _, v in pull.metrics["logprob_gap"]) < 1e-4
+    assert pull.notes["alarms"] == []
+
+
+@pytest.mark.parametrize("peft", ["none", "lora"])
+def test_kl_to_the_base_is_logged(engine, tmp_path, peft):
+    pull = improve(engine, tmp_path, settings(updates=3, beta=0.1, peft=peft))
+    kl = [v for _, v in pull.metrics["kl"]]
+    assert kl[0] == pytest.approx(0, abs=1e-6)
+    assert kl[-1] > 0
+
+
+def test_kl_of_a_second_adapter_round_is_to_the_base(engine, tmp_path):
+    one = improve(engine, tmp_path / "1", settings(peft="lora", updates=3))
+    two = improve(engine, tmp_path / "2", settings(peft="lora", updates=1, beta=0.1), parent=one.candidate)
+    assert two.metrics["kl"][0][1] > 1e-5
+
+
+def test_nothing_to_learn_stops_with_a_hint_and_the_parent_comes_back(engine, tmp_path):
+    before = parameters(engine)
+    with pytest.raises(LeverError, match="Raise temperature"):
+        improve(engine, tmp_path, settings(empty_updates=3), make_task(lambda e, p, s: 0.5))
+    assert engine.version == "base"
+    assert all(torch.equal(before[n], p) for n, p in parameters(engine).items())
+
+
+def test_a_solved_task_stops_early(engine, tmp_path):
+    pull = improve(engine, tmp_path, settings(empty_updates=2), make_task(lambda e, p, s: 1.0))
+    assert "solved" in pull.notes["stopped"]
+    assert pull.notes["updates"] == 2
+
+
+def test_weights_that_are_not_finite_stop_the_pull_and_the_parent_comes_back(engine, tmp_path):
+    before = parameters(engine)
+    with torch.no_grad():
+        engine.model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(LeverError, match="Try a lower learning_rate"):
+        improve(engine, tmp_path, settings())
+    assert engine.version == "base"
+    assert all(torch.equal(before[n], p) for n, p in parameters(engine).items())
+
+
+def test_a_cap_is_kept(engine, tmp_path):
+    budget = Budget({"rollouts": 20})
+    with pytest.raises(BudgetExhausted):
+        improve(engine, tmp_path, settings(), budget=budget)
+    assert budget.spent.rollouts == 16
+    assert budget.spent.trained_tokens > 0
+    assert budget.spent.flops > 0
+
+
+def test_examples_of_an_epoch_are_each_chosen_once():
+    examples = [(str(i), None) for i in range(10)]
+    seen = [i for update in range(3) for i, _ in choose_examples(examples, 3, 0, update)]
+    assert len(set(seen)) == 9
+    assert choose_examples(examples, 3, 0, 4) == choose_examples(examples, 3, 0, 4)
+    assert choose_examples(examples, 3, 0, 0) != choose_examples(examples, 3, 1, 0)
+    assert len(choose_examples(examples, 64, 0, 5)) == 10
+    with pytest.raises(LeverError, match="empty"):
+        choose_examples([], 3, 0, 0)

@@ -1,0 +1,231 @@
+"""A study as pictures: levers, score against cost, rubric against gold, training curves. Reads a StudyReport only.
+
+Drawn without a display (Agg canvas, no pyplot state). Shares are in percent, effects in points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colever.tracking.report import ARMS, EFFECTS, main_effects, spelled, verdict
+from colever.types import Cell, Estimate, RoundRecord, StudyReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart by colour-blind readers, and in print.
+GREY, ORANGE, BLUE, GREEN, RED, INK = "#8c8c8c", "#e69f00", "#0072b2", "#009e73", "#d55e00", "#262626"
+LEVER_COLOURS = {"base": GREY, "prompt": ORANGE, "weights": BLUE, "both": GREEN, "interaction": GREY}
+PALETTE = (GREEN, "#cc79a7", "#56b4e9", RED, "#f0e442", GREY, INK, "#7f3c8d")  # of arms that pull both levers
+# The training curves that are drawn, with their axis labels; others are MLflow metrics only.
+CURVES = {
+    "train/reward": "reward (mean)",
+    "train/kl": "KL (nats)",
+    "train/constant_groups": "constant groups (share)",
+    "train/completion_tokens": "completion length (tokens)",
+}
+
+
+def save_all(report: StudyReport, directory: Path) -> list[Path]:
+    """Write every figure that the report has data for as PNG into ``directory``; returns their paths."""
+    directory.mkdir(parents=True, exist_ok=True)
+    drawn: Mapping[str, Figure | None] = {
+        "1-levers": levers(report),
+        "2-cost": score_against_cost(report),
+        "3-rubric-and-gold": rubric_and_gold(report),
+        "4-training": training(report),
+    }
+    paths = []
+    for name, figure in drawn.items():
+        if figure is not None:
+            paths.append(directory / f"{name}.png")
+            figure.savefig(paths[-1], dpi=140, facecolor="white")
+    return paths
+
+
+def levers(report: StudyReport) -> Figure | None:
+    """The arms on test with their intervals, and what each lever earned."""
+    pulled = {name: cell for name, cell in report.table.items() if cell.score is not None}
+    if not report.finished or not pulled:
+        return None
+    figure, (left, right) = _figure(2 if report.effects else 1, verdict(report))
+    _arms(left, report, pulled)
+    if report.effects:
+        _effects(right, main_effects(report), _measure(report))
+    return figure
+
+
+def score_against_cost(report: StudyReport) -> Figure | None:
+    """Dev after every round of every trial, against rollouts and against counted compute."""
+    arms = [arm for arm in sorted(report.arms, key=lambda a: -a.dev) if arm.curve][: len(PALETTE)]
+    if not arms:
+        return None
+    # Arms that share a round share a line: the shorter arm is drawn wider, behind the longer one.
+    most = max(len(arm.curve) for arm in arms)
+    widths = [2 + 2 * (most - len(arm.curve)) for arm in arms]
+    spare = iter(PALETTE)
+    colours = [
+        LEVER_COLOURS["prompt"] if a.schedule == "p" else LEVER_COLOURS["weights"] if a.schedule == "w" else next(spare)
+        for a in arms
+    ]
+    figure, axes = _figure(
+        2, f"{report.task}: {_measure(report)} on dev against cost, one point at the end of each round"
+    )
+    for axis, (label, cost_of) in zip(
+        axes,
+        (("rollouts", lambda c: c.rollouts), ("computed TFLOPs", lambda c: c.flops / 1e12)),
+        strict=True,
+    ):
+        for arm, colour, width in zip(arms, colours, widths, strict=True):
+            x, y = [cost_of(cost) for cost, _ in arm.curve], [100 * value for _, value in arm.curve]
+            style = {"color": colour, "linewidth": width, "markersize": width + 3, "zorder": 3 - width / 100}
+            label = f"{spelled(arm.schedule)} (#{arm.trial})"
+            axis.plot(x, y, "o-", drawstyle="steps-post", label=label, solid_joinstyle="miter", **style)
+        _percent_axis(axis, f"{_measure(report)} on dev (%)")
+        _target(axis, report.target)
+        axis.set_xlabel(f"cost so far ({label})")
+        axis.set_xlim(left=0)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes[0].legend(frameon=False, loc="lower right", fontsize=9)
+    return figure
+
+
+def rubric_and_gold(report: StudyReport) -> Figure | None:
+    """Rubric score and gold along the winner's path: where only the rubric rises, it is being gamed."""
+    if not report.path:
+        return None
+    figure, (axis,) = _figure(1, f"{report.task}: the winner's path on dev, {spelled(report.winner)}")
+    states = [report.path[0].before, *(record.after for record in report.path)]
+    rounds = range(len(states))
+    axis.plot(
+        rounds,
+        [100 * s.score for s in states],
+        "o-",
+        color=GREEN,
+        linewidth=2,
+        label="rubric score (what the levers see)",
+    )
+    if report.has_gold:
+        golds = [100 * s.gold if s.gold is not None else float("nan") for s in states]
+        axis.plot(rounds, golds, "s--", color=INK, linewidth=2, label="gold (what no lever reads)")
+    labels = ["base", *(f"{i} {r.lever}" + ("" if r.accepted else "\nnot kept") for i, r in enumerate(report.path, 1))]
+    axis.set_xticks(list(rounds), labels)
+    axis.set_xlabel("round")
+    _percent_axis(axis, "mean on dev (%)")
+    axis.legend(frameon=False, loc="lower right", fontsize=9)
+    return figure
+
+
+def training(report: StudyReport) -> Figure | None:
+    """Reward, KL, constant groups and completion length over the updates of the winner's weight rounds."""
+    rounds = [(i, r) for i, r in enumerate(report.path, 1) if r.lever == "weights"]
+    names = [name for name in CURVES if any(r.metrics.get(name) for _, r in rounds)]
+    if not names:
+        return None
+    figure, axes = _figure(len(names), f"{report.task}: training in the winner's weight rounds", columns=2)
+    for axis, name in zip(axes, names, strict=True):
+        for colour, (index, record) in zip((BLUE, GREEN, ORANGE, RED), rounds, strict=False):
+            _curve(axis, record, name, colour, f"round {index}")
+        axis.set_xlabel("update")
+        axis.set_ylabel(CURVES[name])
+    axes[0].legend(frameon=False, loc="lower right", fontsize=9)
+    return figure
+
+
+# --- pieces --------------------------------------------------------------------------------------
+
+
+def _arms(axis: Axes, report: StudyReport, pulled: Mapping[str, Cell]) -> None:
+    """Bars of gold (or score) with whiskers; where both are there, the score is a light bar beside gold's."""
+    names = list(pulled)
+    width = 0.38 if report.has_gold else 0.6
+    kinds: Sequence[tuple[str, float, float]] = (
+        [("gold", -width / 2, 1.0), ("score", width / 2, 0.35)] if report.has_gold else [("score", 0.0, 1.0)]
+    )
+    for kind, shift, alpha in kinds:
+        for place, name in enumerate(names):
+            estimate: Estimate | None = getattr(pulled[name], kind)
+            if estimate is None:
+                continue
+            value, colour = 100 * estimate.value, LEVER_COLOURS.get(name, INK)
+            whisker = [[value - 100 * estimate.low], [100 * estimate.high - value]]
+            axis.bar(place + shift, value, width, color=colour, alpha=alpha)
+            axis.errorbar(place + shift, value, yerr=whisker, color=INK, capsize=3, linewidth=1)
+            axis.text(place + shift, 100 * estimate.high + 1, f"{value:.1f}", ha="center", va="bottom", fontsize=9,
+                      bbox={"boxstyle": "square,pad=0.1", "color": "white"}, zorder=4)  # fmt: skip
+    axis.set_xticks(
+        range(len(names)), [ARMS.get(n, n) + (f"\n{pulled[n].schedule}" if pulled[n].schedule else "\n") for n in names]
+    )
+    axis.set_title("dark: gold, light: rubric score, on test" if report.has_gold else "rubric score on test", **_SMALL)
+    _percent_axis(axis, "mean on test with 95 % interval (%)", low=0)
+    _target(axis, report.target)
+
+
+def _effects(axis: Axes, effects: Mapping[str, Estimate], measure: str) -> None:
+    for place, (name, effect) in enumerate(effects.items()):
+        value = 100 * effect.value
+        whisker = [[value - 100 * effect.low], [100 * effect.high - value]]
+        colour = LEVER_COLOURS.get(name, INK)
+        axis.bar(place, value, 0.6, color=colour, alpha=1.0 if effect.resolved else 0.35)
+        axis.errorbar(place, value, yerr=whisker, color=INK, capsize=3, linewidth=1)
+        note = f"{value:+.1f}" if effect.resolved else f"{value:+.1f}\nunresolved"
+        axis.text(place, max(100 * effect.high, 0) + 0.6, note, ha="center", va="bottom", fontsize=9)
+    axis.axhline(0, color=INK, linewidth=0.8)
+    axis.set_xticks(range(len(effects)), [EFFECTS.get(n, n).replace(" ", "\n", 1) for n in effects])
+    axis.set_ylabel(f"effect on {measure} with 95 % interval (points)")
+    axis.set_title("what each lever earned", **_SMALL)
+    axis.margins(y=0.15)
+
+
+def _curve(axis: Axes, record: RoundRecord, name: str, colour: str, label: str) -> None:
+    """The raw values faintly, and their running mean over a tenth of the curve."""
+    curve = record.metrics.get(name) or []
+    x, y = [step for step, _ in curve], [value for _, value in curve]
+    window = max(1, len(y) // 10)
+    smooth = [sum(y[max(0, i - window + 1) : i + 1]) / len(y[max(0, i - window + 1) : i + 1]) for i in range(len(y))]
+    axis.plot(x, y, color=colour, alpha=0.3, linewidth=1)
+    axis.plot(x, smooth, color=colour, linewidth=2, label=label)
+
+
+_SMALL: dict[str, Any] = {"fontsize": 10, "color": INK, "loc": "left"}
+
+
+def _figure(panels: int, title: str, columns: int = 2) -> tuple[Figure, list[Axes]]:
+    import textwrap
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(columns, panels)
+    rows = -(-panels // columns)
+    width = 5.2 * columns if columns > 1 else 7.0
+    figure = Figure(figsize=(width, 0.5 + 3.6 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle("\n".join(textwrap.wrap(title, int(11 * width))), fontsize=11, x=0.01, ha="left", color=INK)
+    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def _percent_axis(axis: Axes, label: str, low: float | None = None) -> None:
+    bottom = low if low is not None else max(0, 10 * int(axis.get_ylim()[0] // 10))
+    step = 20 if bottom < 40 else 10
+    axis.set_yticks(range(bottom - bottom % step, 101, step))
+    axis.set_ylim(bottom, 104)
+    axis.set_ylabel(label)
+
+
+def _target(axis: Axes, target: float) -> None:
+    axis.axhline(100 * target, color=RED, linewidth=1, linestyle=":")
+    axis.annotate(f"target {100 * target:g} %", (0.005, 100 * target), xycoords=("axes fraction", "data"), fontsize=8,
+                  color=RED, va="bottom")  # fmt: skip
+
+
+def _measure(report: StudyReport) -> str:
+    return "gold" if report.has_gold else "score"

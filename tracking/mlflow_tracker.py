@@ -1,0 +1,290 @@
+"""A study as MLflow runs: study → trial → round, nested by explicit ids, in ``<home>/mlflow.db``.
+
+Told everything twice, it writes everything once: runs are found by their tags, and a metric's timestamp is its
+run's own start, so that MLflow sees a repeated value as the same one. A run that a killed process left
+RUNNING is closed when its study starts again, and taken up when its trial does. No active-run state is used.
+Knows records and runs; knows no tasks, engines or levers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colever.errors import StoreError
+from colever.tracking import numbers, store
+from colever.tracking.note import study_note, trial_note
+from colever.tracking.report import spelled
+from colever.tracking.report_json import to_json
+from colever.tracking.view import fragment, quoted, study_views, tags_of
+from colever.types import Candidate, Evaluation, RoundRecord, StudyReport, TrialRecord
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+NOTE = "mlflow.note.content"
+PARENT = "mlflow.parentRunId"
+COLOUR = "mlflow.runColor"
+# The same arm has the same colour in every study, and in the figures; longer schedules get MLflow's own.
+COLOURS = {"": "#8c8c8c", "p": "#e69f00", "w": "#0072b2", "p,w": "#009e73", "w,p": "#cc79a7"}
+SMALL_WEIGHTS = 16 * 2**20  # bytes; a larger set is only referred to
+_log = logging.getLogger(__name__)
+
+
+class MlflowTracker:
+    """Implements the optimizers' ``Tracker`` protocol.
+
+    Raises StoreError where the database or the artifacts folder cannot be used (busy ones after ``wait``
+    seconds); the rounds themselves lie in the round store, and the same calls may be made again.
+    """
+
+    def __init__(self, home: Path, *, wait: float = store.WAIT_SECONDS) -> None:
+        self.home = Path(home)
+        self._wait = wait
+        self._client = store.open_client(self.home, wait)
+        self._experiment = ""
+        self._study = ""
+        self._labels: dict[str, str] = {}  # task and model: tags of every run
+        self._study_run = ""
+        self._trial_runs: dict[int, Run] = {}
+        self._rounds: dict[int, list[RoundRecord]] = {}  # of the trials told of in this process
+
+    # --- the protocol ----------------------------------------------------------------------------
+
+    def study_started(self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str) -> None:
+        """Open (or take up again) the study's run, and close whatever a killed process left RUNNING in it."""
+        with self._guarded():
+            self._study, self._labels = study, {"task": task, "model": model, "study": study}
+            self._experiment = self._open_experiment(task)
+            self._trial_runs, self._rounds = {}, {}
+            run = self._find(kind="study") or self._create(study, {"kind": "study"})
+            self._study_run = run.info.run_id
+            self._close_running(except_for=self._study_run)
+            self._client.update_run(self._study_run, status="RUNNING")
+            self._log_params(run, numbers.params_of({k: v for k, v in config.items() if not isinstance(v, Mapping)}))
+            self._client.log_dict(self._study_run, json.loads(json.dumps(dict(config), default=str)), "config.json")
+            self._log(self._study_run, tags={NOTE: f"Running: {plan}", "stopped": "no"})
+            self._write_views("score")
+
+    def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None:
+        with self._guarded():
+            tags = {"kind": "trial", "trial": str(number), "schedule": schedule, "arm": "yes"}
+            run = self._find(kind="trial", trial=str(number))
+            if run is None:
+                tags |= {COLOUR: COLOURS[schedule]} if schedule in COLOURS else {}
+                run = self._create(f"{spelled(schedule)} #{number}", tags, parent=self._study_run)
+            self._trial_runs[number], self._rounds[number] = run, []
+            if "state" not in run.data.tags:
+                self._client.update_run(run.info.run_id, status="RUNNING")
+            self._log_params(run, numbers.params_of({"schedule": schedule, **settings}))
+
+    def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool) -> None:
+        """Log round ``index`` (from 0) of a trial once: as its own run, and as the next step of the trial's curves."""
+        with self._guarded():
+            parent, rounds = self._trial_runs[trial], self._rounds[trial]
+            rounds[index:] = [record]
+            run = self._find(kind="round", trial=str(trial), round=str(index + 1))
+            if run is not None and run.data.tags.get("key") != record.key:
+                self._client.delete_run(run.info.run_id)  # another round took its place: the plan has changed
+                run = None
+            if run is not None and run.info.status == "FINISHED":
+                return
+            if run is None:
+                run = self._create_round(parent, index, record, reused)
+            if index == 0:
+                self._log_base(record.before)
+            self._log_round(run, record)
+            new_steps = numbers.of_path(rounds, first_step=index + 1 if index else 0)
+            self._log(parent.info.run_id, new_steps, parent.info.start_time)
+            seconds = 0.0 if run.data.tags["reused"] == "yes" else record.cost.seconds
+            self._client.set_terminated(
+                run.info.run_id, "FINISHED", end_time=run.info.start_time + round(1000 * seconds)
+            )
+
+    def trial_finished(self, record: TrialRecord) -> None:
+        with self._guarded():
+            run = self._trial_runs[record.number]
+            if "state" in run.data.tags:
+                return
+            self._log(
+                run.info.run_id,
+                numbers.of_trial(record),
+                run.info.start_time,
+                {NOTE: trial_note(record)},
+            )
+            self._log_candidate(run.info.run_id, record.candidate, weights=True)
+            status = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}[record.state]
+            self._client.set_terminated(run.info.run_id, status)
+            self._log(run.info.run_id, tags={"state": record.state})  # last: a trial that has it is told in full
+
+    def study_finished(self, report: StudyReport) -> None:
+        """Test cells and effects on the study's run, test values on its trials, the report and figures as artifacts."""
+        with self._guarded():
+            study = self._client.get_run(self._study_run)
+            measure = "gold" if report.has_gold else "score"
+            tested = {str(arm.trial): arm.test for arm in report.arms}
+            base = report.table["base"]
+            estimate = base.gold if report.has_gold else base.score
+            tested["base"] = estimate.value if estimate else None
+            for run in self._search(arm="yes"):
+                if (value := tested.get(run.data.tags["trial"])) is not None:
+                    self._log(run.info.run_id, [(f"test/{measure}", 0, round(value, 4))], run.info.start_time)
+            tags = {NOTE: study_note(report), "winner": report.winner}
+            self._log(self._study_run, numbers.of_study(report), study.info.start_time, tags)
+            self._client.log_dict(self._study_run, to_json(report), "report.json")
+            self._log_figures(report)
+            self._write_views(measure)
+            self._close_running(except_for=self._study_run)
+            self._client.set_terminated(self._study_run, "FINISHED")
+
+    def study_stopped(self, reason: str) -> None:
+        """Close every RUNNING run. Never raises a StoreError: it is called while another error is on its way."""
+        if not self._study_run:
+            return
+        try:
+            with self._guarded():
+                self._log(self._study_run, tags={"stopped": reason[:500] or "yes"})
+                self._close_running()
+        except StoreError as error:
+            _log.warning("runs of study %s stay open until it is run again: %s", self._study, error)
+
+    def link(self) -> str:
+        """The part of the UI's address that opens this study's arms."""
+        return fragment(self._experiment, study_views(self._study, "gold")[0])
+
+    # --- runs ------------------------------------------------------------------------------------
+
+    def _guarded(self) -> Any:
+        return store.guarded(self.home, self._wait)
+
+    def _open_experiment(self, task: str) -> str:
+        found = self._client.get_experiment_by_name(task)
+        if found is None:
+            location = store.artifacts(self.home) / "".join(c if c.isalnum() or c in "-_." else "-" for c in task)
+            return self._client.create_experiment(task, artifact_location=location.as_uri())
+        if found.lifecycle_stage == "deleted":
+            self._client.restore_experiment(found.experiment_id)
+        return found.experiment_id
+
+    def _find(self, **tags: str) -> Run | None:
+        return next(iter(self._search(**tags)), None)
+
+    def _search(self, *, status: str | None = None, **tags: str) -> Iterable[Run]:
+        """This study's runs with these tags, oldest first."""
+        terms = [f"tags.`{name}` = {quoted(value)}" for name, value in {"study": self._study, **tags}.items()]
+        terms += [f"attributes.status = '{status}'"] if status else []
+        page: str | None = None
+        while True:
+            found = self._client.search_runs(
+                [self._experiment], " and ".join(terms), order_by=["attributes.start_time ASC"], page_token=page
+            )
+            yield from found
+            page = found.token
+            if not page:
+                return
+
+    def _create(self, name: str, tags: Mapping[str, str], parent: str = "", start: int | None = None) -> Run:
+        labels = {**self._labels, **tags, "mlflow.source.name": "colever"}
+        if parent:
+            labels[PARENT] = parent
+        return self._client.create_run(self._experiment, start_time=start or _now(), tags=labels, run_name=name)
+
+    def _create_round(self, parent: Run, index: int, record: RoundRecord, reused: bool) -> Run:
+        """A round that an earlier trial has logged is ``reused`` and took no time here."""
+        reused = reused and any(self._search(kind="round", key=record.key))
+        levers = parent.data.tags["schedule"].split(",")
+        tags = {
+            "kind": "round",
+            "trial": parent.data.tags["trial"],
+            "round": str(index + 1),
+            "lever": record.lever,
+            "after": spelled(",".join(levers[:index])),
+            "key": record.key,
+            "accepted": "yes" if record.accepted else "no",
+            "reused": "yes" if reused else "no",
+        }
+        start = _now() - (0 if reused else round(1000 * record.cost.seconds))
+        return self._create(
+            f"{spelled(','.join(levers[: index + 1]))} · round {index + 1}", tags, parent.info.run_id, start
+        )
+
+    def _close_running(self, except_for: str = "") -> None:
+        for run in list(self._search(status="RUNNING")):
+            if run.info.run_id != except_for:
+                self._client.set_terminated(run.info.run_id, "KILLED")
+
+    # --- what is logged ---------------------------------------------------------------------------
+
+    def _log_base(self, state: Evaluation) -> None:
+        """What every arm starts from, as an arm of its own: nothing pulled, nothing gained, nothing spent."""
+        run = self._find(kind="base")
+        if run is None:
+            tags = {"kind": "base", "trial": "base", "schedule": "", "arm": "yes", COLOUR: COLOURS[""]}
+            run = self._create("base", tags, self._study_run)
+        if run.info.status != "FINISHED":
+            self._log(run.info.run_id, numbers.of_base(state), run.info.start_time)
+            self._log_params(run, {"schedule": "base"})
+            self._client.set_terminated(run.info.run_id, "FINISHED")
+
+    def _log_round(self, run: Run, record: RoundRecord) -> None:
+        self._log(run.info.run_id, numbers.of_round(record), run.info.start_time)
+        self._log_params(run, numbers.params_of({"lever": record.lever, **record.settings}))
+        self._log_candidate(run.info.run_id, record.child)
+        self._client.log_dict(run.info.run_id, dict(record.notes), "notes.json")
+
+    def _log_params(self, run: Run, params: Mapping[str, str]) -> None:
+        """MLflow's parameters are for ever: one that has changed since (more trials, say) becomes a tag."""
+        from mlflow.entities import Param, RunTag
+
+        known = run.data.params
+        new = [Param(key, value) for key, value in params.items() if key not in known]
+        changed = [RunTag(f"now.{key}", value) for key, value in params.items() if known.get(key, value) != value]
+        if new or changed:
+            self._client.log_batch(run.info.run_id, params=new, tags=changed)
+
+    def _log(
+        self,
+        run_id: str,
+        points: Iterable[numbers.Point] = (),
+        timestamp: int = 0,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Metrics, at most 1000 a batch as MLflow wants, then tags."""
+        from mlflow.entities import Metric, RunTag
+
+        metrics = [Metric(key, value, timestamp, step) for key, step, value in points]
+        for first in range(0, len(metrics), 1000):
+            self._client.log_batch(run_id, metrics=metrics[first : first + 1000])
+        if tags:
+            self._client.log_batch(run_id, tags=[RunTag(key, value[:7900]) for key, value in tags.items()])
+
+    def _log_candidate(self, run_id: str, candidate: Candidate, *, weights: bool = False) -> None:
+        self._client.log_dict(run_id, candidate.to_json(), "candidate/candidate.json")
+        path = candidate.weights.path
+        if not weights or path is None or not Path(path).is_dir():
+            return
+        size = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+        if size <= SMALL_WEIGHTS:
+            self._client.log_artifacts(run_id, path, "candidate/weights")
+
+    def _log_figures(self, report: StudyReport) -> None:
+        from colever.tracking.figures import save_all
+
+        with tempfile.TemporaryDirectory() as folder:
+            save_all(report, Path(folder))
+            self._client.log_artifacts(self._study_run, folder, "figures")
+
+    def _write_views(self, measure: str) -> None:
+        for view in study_views(self._study, measure):
+            for key, value in tags_of(view).items():
+                self._client.set_experiment_tag(self._experiment, key, value)
+        self._client.set_experiment_tag(self._experiment, "mlflow.experimentKind", "custom_model_development")
+
+
+def _now() -> int:
+    return round(1000 * time.time())

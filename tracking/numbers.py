@@ -1,0 +1,134 @@
+"""Records as MLflow's metrics and parameters: short keys, the same for every trial. Knows no MLflow.
+
+A point is (key, step, value). Headline numbers have step 0 alone; curves have one point a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from colever.types import Cost, Evaluation, RoundRecord, StudyReport, TrialRecord
+
+Point = tuple[str, int, float]
+
+SHORT = {
+    "learning_rate": "lr",
+    "group_size": "G",
+    "examples_per_update": "examples",
+    "round_budget": "cap",
+    "scale_rewards": "scaling",
+    "max_grad_norm": "clip",
+}
+
+
+def of_evaluation(state: Evaluation, step: int) -> Iterator[Point]:
+    """``dev/score``, ``dev/gold``, ``dev/<criterion>`` and the mean length of each predictor's completions."""
+    yield from _points(
+        step,
+        {
+            f"{state.split}/score": state.score,
+            f"{state.split}/gold": state.gold,
+            **{f"{state.split}/{name}": value for name, value in state.by_criterion.items()},
+            **{f"tokens/{name}": value for name, value in state.completion_tokens.items()},
+        },
+    )
+
+
+def of_cost(cost: Cost, step: int = 0) -> Iterator[Point]:
+    yield from _points(
+        step,
+        {
+            "cost/rollouts": cost.rollouts,
+            "cost/seconds": round(cost.seconds, 1),
+            "cost/tflops": cost.flops / 1e12,
+            "cost/trained_tokens": cost.trained_tokens,
+            "cost/dollars": cost.dollars or None,
+        },
+    )
+
+
+def of_path(rounds: Sequence[RoundRecord], first_step: int = 0) -> Iterator[Point]:
+    """A trial's curves: the candidate kept and the cost so far, after no round (step 0), the first, …"""
+    if not rounds:
+        return
+    spent, states = Cost(), [rounds[0].before, *(r.after if r.accepted else r.before for r in rounds)]
+    for step, state in enumerate(states):
+        spent = spent + rounds[step - 1].cost if step else spent
+        if step >= first_step:
+            yield from of_evaluation(state, step)
+            yield from of_cost(spent, step)
+
+
+def of_base(state: Evaluation) -> Iterator[Point]:
+    """The base as an arm of its own."""
+    yield from of_evaluation(state, 0)
+    yield from of_cost(Cost())
+    yield from _points(0, {"gain/prompt": 0.0, "gain/weights": 0.0})
+
+
+def of_round(record: RoundRecord) -> Iterator[Point]:
+    """What the pull made, kept or not, its gain in dev score, its cost, and its curves as the lever named them."""
+    yield from of_evaluation(record.after, 0)
+    yield from _points(0, {"gain": record.after.score - record.before.score})
+    yield from of_cost(record.cost)
+    for key, curve in record.metrics.items():
+        for step, value in curve:
+            yield from _points(step, {key: value})
+
+
+def of_trial(record: TrialRecord) -> Iterator[Point]:
+    """Gain of each lever in dev score over the rounds kept: what the levers themselves were after."""
+    gains = {"prompt": 0.0, "weights": 0.0}
+    for item in record.rounds:
+        gains[item.lever] += item.after.score - item.before.score if item.accepted else 0.0
+    yield from _points(0, {f"gain/{lever}": value for lever, value in gains.items()})
+
+
+def of_study(report: StudyReport) -> Iterator[Point]:
+    """``test/<arm>`` and ``effect/<name>`` (gold where there is gold), their bounds, and the whole cost."""
+    values: dict[str, float | None] = {}
+    for name, cell in report.table.items():
+        estimate = cell.gold if report.has_gold else cell.score
+        if estimate is not None and cell.score is not None:
+            values |= {f"test/{name}": estimate.value, f"test/{name}_score": cell.score.value}
+            values |= {f"interval/{name}_low": estimate.low, f"interval/{name}_high": estimate.high}
+    for name, effect in report.effects.items():
+        if name.endswith("_score"):
+            continue
+        values[f"effect/{name}"] = effect.value
+        values |= {f"interval/effect_{name}_low": effect.low, f"interval/effect_{name}_high": effect.high}
+    yield from _points(0, values)
+    yield from of_cost(report.cost)
+
+
+def params_of(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as MLflow's parameters: nested ones by their last name, or by both names where two share it."""
+    flat = list(_flat(settings))
+    lasts = [path[-1] for path, _ in flat]
+    named = {path: path[-1] if lasts.count(path[-1]) == 1 else ".".join(path[-2:]) for path, _ in flat}
+    return {SHORT.get(named[path], named[path]): _text(value) for path, value in flat}
+
+
+def _flat(settings: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in settings.items():
+        path = (*above, *key.split("."))
+        if isinstance(value, Mapping):
+            yield from _flat(value, path)
+        elif value is not None:
+            yield path, value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _points(step: int, values: Mapping[str, float | None]) -> Iterator[Point]:
+    """Rounded, since the UI's cells show every digit; values below 0.01 keep four significant ones."""
+    for key, value in values.items():
+        if value is None or not math.isfinite(value):
+            continue
+        yield key, step, round(value, 4) if abs(value) >= 0.01 else float(f"{value:.4g}")

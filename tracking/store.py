@@ -1,0 +1,111 @@
+"""Where MLflow's database and artifacts lie below the home folder, and how they are opened.
+
+    <home>/mlflow.db              experiments, runs, metrics, tags
+    <home>/artifacts/<task>/…     candidates, figures, reports
+
+Knows paths, locks and errors; knows nothing of studies. Every failure of the database becomes a StoreError here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from colever.errors import StoreError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+WAIT_SECONDS = 20.0  # for another process to let go of the database
+OFFLINE = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Either one keeps `mlflow server` from hanging without a network; the first also saves eight processes.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+}
+# Schema migrations, run by run, and tracebacks of errors that are raised again as StoreError.
+_NOISY = {"alembic": logging.WARNING, "mlflow": logging.ERROR, "mlflow.store.db.utils": logging.CRITICAL}
+
+
+def database(home: Path) -> Path:
+    return home.resolve() / "mlflow.db"
+
+
+def tracking_uri(home: Path) -> str:
+    return f"sqlite:///{database(home)}"
+
+
+def artifacts(home: Path) -> Path:
+    return home.resolve() / "artifacts"
+
+
+def open_client(home: Path, wait: float = WAIT_SECONDS) -> MlflowClient:
+    """A client on ``home``'s database, made if there is none. Raises StoreError if it cannot be used."""
+    for name, value in OFFLINE.items():
+        os.environ.setdefault(name, value)
+    try:
+        artifacts(home).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"home folder {home}: {error.strerror}; choose another with --home") from error
+    with guarded(home, wait):
+        from mlflow import MlflowClient
+
+        for name, level in _NOISY.items():
+            logging.getLogger(name).setLevel(level)
+        uri = tracking_uri(home)
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
+        return client
+
+
+@contextlib.contextmanager
+def guarded(home: Path, wait: float = WAIT_SECONDS) -> Iterator[None]:
+    """Wait until the database can be written, then run the block; its failures come out as StoreError."""
+    path = database(home)
+    _wait_until_free(path, wait)
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:
+        if not _is_storage_error(error):
+            raise
+        raise StoreError(f"MLflow store {path}: {_reason(error)}") from error
+
+
+def _wait_until_free(path: Path, wait: float) -> None:
+    """Take and give back sqlite's write lock, trying for ``wait`` seconds; a missing file is free."""
+    deadline = time.monotonic() + wait
+    while path.exists():
+        try:
+            with contextlib.closing(sqlite3.connect(path, timeout=0.25, isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
+            return
+        except sqlite3.DatabaseError as error:
+            if "locked" not in str(error) and "busy" not in str(error):
+                raise StoreError(f"MLflow database {path}: {error}; move it away to begin a new one") from error
+            if time.monotonic() >= deadline:
+                raise StoreError(
+                    f"MLflow database {path} is busy: another process has held its write lock for {wait:.0f} s. "
+                    "Finished rounds are stored; end that process and run the same command again"
+                ) from error
+
+
+def _is_storage_error(error: Exception) -> bool:
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return isinstance(error, MlflowException | SQLAlchemyError | OSError)
+
+
+def _reason(error: Exception) -> str:
+    """The first line: SQLAlchemy's next ones are the statement and its parameters."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
