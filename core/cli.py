@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from colever import console
-from colever.errors import ColeverError, StoreError, UsageError
+from colever.errors import ColeverError, UsageError
+from colever.shown import show_evaluation, show_report, write_report
 
 if TYPE_CHECKING:
     from colever.config import SweepConfig
-    from colever.types import Evaluation, StudyReport
 
 app = typer.Typer(
     name="colever",
@@ -88,7 +88,7 @@ def evaluate_command(
                 chosen, loaded, engine, split, seed=resolved.seed, limit=limit,
                 on_done=lambda done: drawn.update(done, total, f"{task} on {split}"),
             )  # fmt: skip
-    _show_evaluation(result, task, resolved.model, as_json)
+    show_evaluation(result, task, resolved.model, as_json)
 
 
 @app.command(epilog="Example: colever optimize arithmetic --schedule p,w")
@@ -151,8 +151,8 @@ def report(
 
     built = report_of(find_study(home, name))
     if out is not None:
-        _write_report(built, out)
-    _show_report(built, as_json)
+        write_report(built, out)
+    show_report(built, as_json)
 
 
 @app.command(epilog="Example: colever ui arithmetic --port 5001")
@@ -276,8 +276,8 @@ def _run_study(config: SweepConfig, home: Path, as_json: bool) -> None:
         with console.progress() as drawn:
             built = run_sweep(config, task, engine, home, tracker=MlflowTracker(home), progress=drawn)
         folder = StudyFolder(home, config.study_name).path
-        _write_report(built, folder)
-    _show_report(built, as_json)
+        write_report(built, folder)
+    show_report(built, as_json)
     console.say(f"\nIn {folder}: report.json, figures, config.yaml. Compare the runs: colever ui {config.study_name}")
 
 
@@ -286,57 +286,6 @@ def _make_home(home: Path) -> None:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--home {home}: cannot be made: {error.strerror}") from error
-
-
-def _write_report(built: StudyReport, folder: Path) -> None:
-    import json
-
-    from colever.tracking.figures import save_all
-    from colever.tracking.report import to_json
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(json.dumps(to_json(built), indent=2, ensure_ascii=False), encoding="utf-8")
-        save_all(built, folder / "figures")
-    except OSError as error:
-        raise StoreError(f"the report cannot be written to {folder}: {error}") from error
-
-
-def _show_report(built: StudyReport, as_json: bool) -> None:
-    from colever.tracking.report import render, to_json
-
-    if as_json:
-        console.show_json(to_json(built))
-    else:
-        console.show(render(built))
-
-
-def _show_evaluation(result: Evaluation, task: str, model: str, as_json: bool) -> None:
-    from colever.optimizers.statistics import mean_estimate
-
-    estimates = {"score": mean_estimate(result.scores), "gold": mean_estimate(result.golds)}
-    if as_json:
-        values = {name: dataclasses.asdict(e) if e else None for name, e in estimates.items()}
-        rest = {
-            "task": task, "model": model, "split": result.split, "examples": len(result.scores),
-            "by_criterion": dict(result.by_criterion), "completion_tokens": dict(result.completion_tokens),
-            "policy_failures": result.policy_failures, "infrastructure_failures": result.infrastructure_failures,
-            "cost": dataclasses.asdict(result.cost),
-        }  # fmt: skip
-        console.show_json({**rest, **values})
-        return
-    console.show(
-        f"[bold]{task}[/] · {model} · {result.split}: {len(result.scores)} examples, {result.cost.seconds:.1f} s"
-    )
-    for name, e in estimates.items():
-        if e is not None:
-            console.show(f"  {name:16} {e.value:6.1%}  [{e.low:.1%}, {e.high:.1%}]".replace("[", "\\["))
-    for name, value in result.by_criterion.items():
-        console.show(f"  {name:16} {value:6.1%}")
-    lengths = ", ".join(f"{name} {value:.1f}" for name, value in result.completion_tokens.items())
-    console.show(f"  completion tokens: {lengths}; failed answers: {result.policy_failures}")
-    if result.infrastructure_failures:
-        console.show(f"  without a score (the machinery failed): {result.infrastructure_failures}")
 
 
 def _read_candidate(path: Path) -> Any:

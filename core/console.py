@@ -87,7 +87,8 @@ class ConsoleProgress:
             TimeRemainingColumn(),
         )  # fmt: skip
         self._bar = Progress(*columns, console=self._console, transient=True) if self._console.is_terminal else None
-        self._stage, self._done, self._total = None, 0, 0
+        self._done, self._total = 0, 0
+        self._stage: Any = None  # rich's task, or True where lines are written
         self._started = self._printed = time.monotonic()
 
     def __enter__(self) -> ConsoleProgress:

@@ -30,6 +30,8 @@ class SharedLayer(CacheLayerMixin):
     def __init__(self, owner: SharedCache) -> None:
         super().__init__()
         self.owner = owner
+        self.keys: Any = None
+        self.values: Any = None
         self.common: tuple[torch.Tensor, torch.Tensor] | None = None
         self.is_initialized = True
 
@@ -70,18 +72,19 @@ class SharedCache(Cache):
     def __init__(self, layers: int) -> None:
         self.length = 0  # own positions written
         self.bias: torch.Tensor | None = None  # (B, 1, 1, T): -inf where a row is padded
-        super().__init__(layers=[SharedLayer(self) for _ in range(layers)])
+        self.shared = [SharedLayer(self) for _ in range(layers)]
+        super().__init__(layers=list(self.shared))
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        layer = self.layers[layer_idx]
+        layer = self.shared[layer_idx]
         _active.common = layer.common if layer.keys is not None else None  # prefill gets them in front instead
         return layer.update(key_states, value_states)
 
     def share_prefix(self) -> None:
         """Make what was computed so far (one row) the common part."""
-        for layer in self.layers:
+        for layer in self.shared:
             layer.common, layer.keys, layer.values = (layer.keys, layer.values), None, None
 
     def begin_rows(self, pad_P: torch.Tensor, longest: int) -> None:
@@ -90,7 +93,9 @@ class SharedCache(Cache):
         place = torch.arange(longest, device=pad_P.device)
         if bool((pad_P > 0).any()):
             padded = place[None, :] < pad_P[:, None]
-            self.bias = torch.zeros(padded.shape, device=pad_P.device).masked_fill_(padded, float("-inf"))[:, None, None]
+            self.bias = torch.zeros(padded.shape, device=pad_P.device).masked_fill_(padded, float("-inf"))[
+                :, None, None
+            ]
 
     def prefill_mask(self, pad_P: torch.Tensor, longest: int, dtype: torch.dtype) -> torch.Tensor:
         """(P, 1, T, C + T), additive: causal, padding hidden; a padded query sees itself, lest it is all -inf."""
@@ -99,7 +104,7 @@ class SharedCache(Cache):
         seen = causal[None] & (place[None, None, :] >= pad_P[:, None, None]) | torch.eye(
             longest, dtype=torch.bool, device=pad_P.device
         )
-        common = self.layers[0].common
+        common = self.shared[0].common
         if common is not None:
             seen = torch.cat([seen.new_ones(len(pad_P), longest, common[0].shape[2]), seen], 2)
         return torch.zeros(seen.shape, dtype=dtype, device=pad_P.device).masked_fill_(~seen, float("-inf"))[:, None]
@@ -108,13 +113,13 @@ class SharedCache(Cache):
         """From one row per prompt to one per request, with ``room`` further positions."""
         self._take(prompt_B, self.length + room)
         if self.bias is not None:
-            bias = self.layers[0].keys.new_zeros(len(prompt_B), 1, 1, self.length + room)
+            bias = self.shared[0].keys.new_zeros(len(prompt_B), 1, 1, self.length + room)
             bias[..., : self.length] = self.bias[prompt_B]
             self.bias = bias
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop every other row."""
-        self._take(rows, self.layers[0].keys.shape[2])
+        self._take(rows, self.shared[0].keys.shape[2])
         if self.bias is not None:
             self.bias = self.bias[rows]
 
@@ -126,7 +131,7 @@ class SharedCache(Cache):
         self.length += 1
 
     def _take(self, rows: torch.Tensor, size: int) -> None:
-        for layer in self.layers:
+        for layer in self.shared:
             for name in ("keys", "values"):
                 old = getattr(layer, name)
                 new = old.new_empty(len(rows), old.shape[1], size, old.shape[3])

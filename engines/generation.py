@@ -10,7 +10,7 @@ ended leave the batch as soon as they are a quarter of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,7 +52,7 @@ class Generator:
     def __init__(
         self,
         model: Any,
-        end_ids: Sequence[int],
+        end_ids: Iterable[int],
         decode: Callable[[Sequence[int]], str],
         max_batch_tokens: int,
     ) -> None:
@@ -163,9 +163,7 @@ class _Decoding:
         self.limit_B = torch.tensor([r.max_tokens for r in rows], device=device)
         self.next_limit = min(r.max_tokens for r in rows)
         self.position_B = torch.tensor([len(r.prompt_ids) for r in rows], device=device)
-        self.how = Sampling.of(
-            [r.temperature for r in rows], [r.top_k for r in rows], [r.top_p for r in rows], device
-        )
+        self.how = Sampling.of([r.temperature for r in rows], [r.top_k for r in rows], [r.top_p for r in rows], device)
         drawn = np.zeros((most, len(rows)))
         for b, r in enumerate(rows):
             if r.temperature > 0:
@@ -237,7 +235,7 @@ class _Decoding:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The numbers from which FLOPs are counted: 2 per weight of every matrix product, 4·heads·width per pair attended."""
+    """The numbers from which FLOPs are counted: 2 per weight of a product, 4·heads·width per pair attended."""
 
     layers: int
     body: int  # weights of the linear layers, the head left out
@@ -263,7 +261,7 @@ class ModelShape:
         rows: Sequence[TokenRequest],
         outputs: Sequence[TokenOutput],
     ) -> Cost:
-        """Of one chunk: ``common`` tokens once, each distinct prompt's rest once, each completion's tokens but the last."""
+        """Of one chunk: ``common`` tokens once, each prompt's rest once, each completion's tokens but the last."""
         prompt_tokens = common + sum(len(p) - common for p in prompts)
         pairs = _causal(common) + sum(_causal(len(p)) - _causal(common) for p in prompts)
         fed = completion = 0

@@ -15,12 +15,12 @@ import torch
 
 @dataclass(frozen=True)
 class Sampling:
-    """How each of B rows is decoded; ``greedy`` and ``truncated`` say what a batch needs at all."""
+    """How each of B rows is decoded (tensors of shape (B,)); ``all_greedy`` and so on say what a batch needs at all."""
 
-    temperature_B: torch.Tensor  # 1.0 where the row is greedy
-    greedy_B: torch.Tensor
-    top_k_B: torch.Tensor  # V where the row has none
-    top_p_B: torch.Tensor  # 1.0 where the row has none
+    temperature: torch.Tensor  # 1.0 where the row is greedy
+    greedy: torch.Tensor
+    top_k: torch.Tensor  # V where the row has none
+    top_p: torch.Tensor  # 1.0 where the row has none
     all_greedy: bool
     any_greedy: bool
     truncated: bool
@@ -49,10 +49,10 @@ class Sampling:
     def select(self, rows: torch.Tensor) -> Sampling:
         """The same for the given rows only."""
         return Sampling(
-            self.temperature_B[rows],
-            self.greedy_B[rows],
-            self.top_k_B[rows],
-            self.top_p_B[rows],
+            self.temperature[rows],
+            self.greedy[rows],
+            self.top_k[rows],
+            self.top_p[rows],
             self.all_greedy,
             self.any_greedy,
             self.truncated,
@@ -73,13 +73,13 @@ def sample(logits_BV: torch.Tensor, uniform_B: torch.Tensor, how: Sampling) -> t
     """
     logits = logits_BV.float()
     if how.tempered:
-        logits = logits / how.temperature_B[:, None]
+        logits = logits / how.temperature[:, None]
     if how.all_greedy:
         ids = logits.argmax(-1)
     else:
         ids = _inverse_cdf(_truncate(logits, how) if how.truncated else logits, uniform_B)
         if how.any_greedy:
-            ids = torch.where(how.greedy_B, logits.argmax(-1), ids)
+            ids = torch.where(how.greedy, logits.argmax(-1), ids)
     chosen = logits.gather(1, ids[:, None])[:, 0]
     return ids, chosen - logits.logsumexp(-1)
 
@@ -98,6 +98,6 @@ def _truncate(logits: torch.Tensor, how: Sampling) -> torch.Tensor:
     rank = torch.arange(logits.shape[-1], device=logits.device)[None, :]
     probability = ordered.softmax(-1)
     before = probability.cumsum(-1) - probability
-    drop = (rank >= how.top_k_B[:, None]) | (before >= how.top_p_B[:, None])
+    drop = (rank >= how.top_k[:, None]) | (before >= how.top_p[:, None])
     drop[:, 0] = False
     return torch.full_like(logits, float("-inf")).scatter(1, order, ordered.masked_fill(drop, float("-inf")))

@@ -174,8 +174,8 @@ class TransformersEngine:
         prompt_ids = self.render(_messages(request))
         if len(prompt_ids) >= self.context:  # here, so that it fails its own rollout and not the batch
             self._fitted(TokenRequest(prompt_ids, 1))
-        completion = self._bare(prompt_ids, request) if recorder is None else self._recorded(
-            prompt_ids, request, recorder
+        completion = (
+            self._bare(prompt_ids, request) if recorder is None else self._recorded(prompt_ids, request, recorder)
         )
         usage = lm15.Usage(input_tokens=len(prompt_ids), output_tokens=len(completion.completion_ids))
         # Inside a rollout the recorder has the finish reason; DSPy would log a warning per truncated completion.
@@ -233,7 +233,7 @@ class TransformersEngine:
 def _open(source: str, dtype: torch.dtype, device: str, tokenizer: bool = True) -> tuple[Any, Any]:
     try:
         with _quiet():
-            model = transformers.AutoModelForCausalLM.from_pretrained(
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, attn_implementation="sdpa"
             )
         words = transformers.AutoTokenizer.from_pretrained(source) if tokenizer else None

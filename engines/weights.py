@@ -43,7 +43,7 @@ class WeightSwap:
         self._dirty, self._base_intact = True, False
 
     def load(self, weights: Weights) -> None:
-        """Make the model hold ``weights``; nothing is done if it does. Raises StoreError if a file is missing or wrong."""
+        """Make the model hold ``weights``, if it does not already. Raises StoreError if a file is missing or wrong."""
         if not self._dirty and weights.kind == self.loaded.kind and weights.digest == self.loaded.digest:
             return
         file = weight_file(weights)  # before anything is changed

@@ -73,7 +73,7 @@ def parts_of(winner: Candidate, base: Candidate) -> dict[str, Candidate]:
     }
 
 
-def test_plan(state: StudyState, base_dev: Evaluation, trials: Sequence[TrialRecord]) -> list[tuple[Candidate, str]]:
+def planned(state: StudyState, base_dev: Evaluation, trials: Sequence[TrialRecord]) -> list[tuple[Candidate, str]]:
     """What is evaluated once when a study ends: cells, parts and first arms on test, cells on watched splits."""
     cells = [choice.candidate for choice in choose_arms(state.base, base_dev, trials).values()]
     winner = choose_winner(trials)

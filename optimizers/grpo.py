@@ -7,21 +7,17 @@ Knows rows of token ids with advantages; knows nothing of tasks, programs or bud
 - ``_get_per_token_logps_and_entropies``: log-probabilities with every distinct prompt computed once, where that is
   less work than TRL's padded rows;
 - ``_compute_loss``: TRL's, then the greatest difference between its log-probabilities and the sampler's is noted;
-- data loader, learning-rate schedule (the first update of a warm-up is not 0), checkpoint folder, model card, telemetry.
+- data loader, learning-rate schedule (a warm-up does not begin at 0), checkpoint folder, model card, telemetry.
 
 An update without rows changes nothing: no gradient, no optimizer state.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,38 +27,22 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as hf_logging
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
+from colever.engines.generation import ModelShape
 from colever.errors import LeverError
 from colever.optimizers import shared_prefix
-from colever.optimizers.trajectories import Row, TrainingBatch
+from colever.optimizers.checkpoint import seal_checkpoint
+from colever.optimizers.grpo_settings import GrpoSettings, rate
+from colever.optimizers.prefix_layout import branch_work, build_layout, group_rows, row_work
+from colever.optimizers.trajectories import Row, TrainingBatch, parts
 
-MEMORY = "pull.json"  # written last into a checkpoint: a folder without it is half a checkpoint
 PER_ROW = frozenset({"grpo", "dr_grpo"})  # losses that divide by the number of rows
 PER_TOKEN = frozenset({"bnpo"})  # by the number of completion tokens of the part at hand
 
 Sampler = Callable[[int], TrainingBatch]  # update index → its rows, sampled from the weights as they are
 Metrics = dict[str, float]
-
-
-@dataclass(frozen=True)
-class GrpoSettings:
-    """What the trainer needs to know; see ``WeightSettings`` for the meaning of most."""
-
-    updates: int
-    learning_rate: float
-    warmup: int
-    schedule: str  # constant | linear | cosine
-    temperature: float
-    beta: float
-    loss: str
-    max_grad_norm: float
-    max_completion: int  # dr_grpo's divisor
-    max_tokens: int  # computed tokens per forward and backward pass
-    save_every: int
-    seed: int
-    share_prefixes: bool = True
 
 
 class ProgramTrainer(GRPOTrainer):
@@ -94,7 +74,7 @@ class ProgramTrainer(GRPOTrainer):
         super().__init__(
             model=model,
             reward_funcs=_no_reward,
-            args=_arguments(settings, folder, device),
+            args=settings.arguments(folder, device),
             train_dataset=Dataset.from_dict({"prompt": [""] * settings.updates}),
             processing_class=tokenizer,
             callbacks=[_Touched(touched)],
@@ -104,8 +84,6 @@ class ProgramTrainer(GRPOTrainer):
         self._base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if "ref" in getattr(self.model, "peft_config", {}):
             self.model.delete_adapter("ref")  # the reference is the base model, not the parent's adapter
-        from colever.engines.generation import ModelShape
-
         self._shape = ModelShape.of(self._base)
         self._branches = settings.share_prefixes and shared_prefix.supports_branches(self._base)
         if self._branches:
@@ -194,10 +172,16 @@ class ProgramTrainer(GRPOTrainer):
         return loss
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int, *args: Any, **kwargs: Any
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        groups = shared_prefix.group_rows(input_ids, attention_mask, logits_to_keep)
-        shared, padded = shared_prefix.branch_work(groups), shared_prefix.row_work(groups)
+        groups = group_rows(input_ids, attention_mask, logits_to_keep)
+        shared, padded = branch_work(groups), row_work(groups)
         flops = [self._shape.flops(w.tokens, w.pairs, w.heads) for w in (shared, padded)]
         branches = self._branches and flops[0] <= flops[1]
         self._count(flops[0 if branches else 1])
@@ -206,7 +190,7 @@ class ProgramTrainer(GRPOTrainer):
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
         else:
-            layout = shared_prefix.build_layout(input_ids, attention_mask, logits_to_keep, groups)
+            layout = build_layout(input_ids, attention_mask, logits_to_keep, groups)
             with self.accelerator.autocast():
                 logp_N, entropy_N = model(branches=layout)
             size = (input_ids.shape[0], logits_to_keep)
@@ -229,7 +213,8 @@ class ProgramTrainer(GRPOTrainer):
         if not math.isfinite(value):
             raise LeverError(
                 f"update {self.state.global_step}: the {what} is {value}; the update was not applied. Try a lower "
-                f"learning_rate (now {self.settings.learning_rate:g}) or max_grad_norm (now {self.settings.max_grad_norm:g})"
+                f"learning_rate (now {self.settings.learning_rate:g}) or max_grad_norm (now "
+                f"{self.settings.max_grad_norm:g})"
             )
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -251,7 +236,9 @@ class ProgramTrainer(GRPOTrainer):
         """Linear warm-up whose first update is not 0, then constant, linear or cosine to 0."""
         if self.lr_scheduler is None:
             s = self.settings
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda u: rate(u, s.updates, s.warmup, s.schedule))
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer, lambda u: rate(u, s.updates, s.warmup, s.schedule)
+            )
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -279,7 +266,7 @@ class ProgramTrainer(GRPOTrainer):
         try:
             super()._save_checkpoint(model, trial)
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            _write(folder / MEMORY, dict(self._remember()))
+            seal_checkpoint(folder, self._remember())
         except OSError as error:
             raise LeverError(f"the checkpoint of update {self.state.global_step} cannot be written: {error}") from error
 
@@ -316,93 +303,9 @@ class _Touched(TrainerCallback):
         self.touched()
 
 
-def last_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and its memory; half-written ones are removed."""
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            found.append((int(path.name.split("-")[1]), path, json.loads((path / MEMORY).read_text(encoding="utf-8"))))
-        except (OSError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)
-    if not found:
-        return None
-    _, path, memory = max(found, key=lambda item: item[0])
-    return path, memory
-
-
-def parts(rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
-    """Rows in parts of about equal size, each of at most ``max_tokens`` computed tokens (or one row), prompts kept
-    together."""
-    if not rows:
-        return
-    ordered = sorted(rows, key=lambda r: (len(r.prompt_ids), r.prompt_ids, len(r.completion_ids)))
-    whole = sum(len(r.completion_ids) for r in rows) + sum(len(p) - 1 for p in {r.prompt_ids for r in rows})
-    target = whole / math.ceil(whole / max_tokens)
-    part: list[Row] = []
-    size, done = 0, 0.0
-    for row in ordered:
-        new = not part or part[-1].prompt_ids != row.prompt_ids
-        cost = len(row.completion_ids) + (len(row.prompt_ids) - 1 if new else 0)
-        if part and (size + cost > max_tokens or (new and size + cost / 2 > target)):
-            yield part
-            part, size = [], 0
-            cost = len(row.completion_ids) + len(row.prompt_ids) - 1
-        part.append(row)
-        size += cost
-        done += cost
-    yield part
-
-
-def rate(update: int, updates: int, warmup: int, schedule: str) -> float:
-    """The factor on the learning rate at ``update`` (from 0)."""
-    if update < warmup:
-        return (update + 1) / (warmup + 1)
-    left = (updates - update) / max(1, updates - warmup)
-    return {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[schedule]
-
-
-def _arguments(settings: GrpoSettings, folder: Path, device: torch.device) -> GRPOConfig:
-    return GRPOConfig(
-        output_dir=str(folder),
-        max_steps=settings.updates,
-        per_device_train_batch_size=2,  # TRL asks for a whole group; the rows come from ``sample``
-        num_generations=2,
-        max_completion_length=settings.max_completion,
-        learning_rate=settings.learning_rate,
-        max_grad_norm=settings.max_grad_norm,
-        temperature=settings.temperature,
-        beta=settings.beta,
-        loss_type=settings.loss,
-        epsilon_high=5.0 if settings.loss == "cispo" else None,  # cispo's is a bound on the ratio itself
-        scale_rewards="none",  # advantages come scaled
-        disable_dropout=True,
-        gradient_checkpointing=False,
-        bf16=False,  # the model's own dtype
-        use_cpu=device.type == "cpu",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=settings.save_every,
-        save_total_limit=2,  # the newest may be half-written at a kill
-        ignore_data_skip=True,  # the data are a function of the update's index
-        report_to="none",
-        disable_tqdm=True,
-        seed=settings.seed % 2**32,
-    )
-
-
 def _right(rows: Sequence[Sequence[Any]], pad: Any, width: int) -> torch.Tensor:
     return torch.tensor([list(r) + [pad] * (width - len(r)) for r in rows])
 
 
 def _no_reward(*args: Any, **kwargs: Any) -> list[float]:
     raise LeverError("rewards come with the rows")
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -105,14 +105,17 @@ class _Search:
         self.tried: list[Combination] = []
 
     def run(self) -> tuple[Combination, list[Combination]]:
-        """Wordings alone, demos alone, random combinations; then the finalists."""
+        """Wordings alone and together, demos alone and with them, random combinations; then the finalists."""
         self._try(self.parent.prompts, "as it was")
         for name, wordings in self._wordings().items():
             for number, text in enumerate(wordings[1:], 1):
                 self._try(self._with(self.parent.prompts, name, text, None), f"{name}: wording {number}")
+        best = self._best_wordings()
+        self._try(best, "the best wordings together")
         pools = self._pools() if self.settings.demos else {}
         for source, pool in pools.items():
-            self._try(*self._demos_alone(pool, source))
+            self._try(self._with_demos(self.parent.prompts, pool), f"demos, {source}")
+            self._try(self._with_demos(best, pool), f"the best wordings with demos, {source}")
         ranked = self._ranked_wordings()
         for _ in range(self.settings.candidates):
             self._try(*self._random(ranked, pools))
@@ -151,18 +154,25 @@ class _Search:
                 pools[f"bootstrapped from [{combination.words}]"] = demos
         return pools
 
-    def _demos_alone(self, pool: Demos, source: str) -> tuple[Prompts, str]:
-        prompts = dict(self.parent.prompts)
+    def _best_wordings(self) -> Prompts:
+        """Each predictor's wording that did best alone, where it did better than the parent's."""
+        alone, prompts = {c.words: c.screen for c in self.tried}, self.parent.prompts
+        for name, wordings in self._wordings().items():
+            scores = [alone["as it was"], *(alone.get(f"{name}: wording {i}", 0.0) for i in range(1, len(wordings)))]
+            prompts = self._with(prompts, name, wordings[scores.index(max(scores))], None)
+        return prompts
+
+    def _with_demos(self, prompts: Prompts, pool: Demos) -> Prompts:
+        """As many demos as may be, for every predictor that the pool has some for."""
         for name, rows in pool.items():
             if rows:
-                demos = draw(rows, self.outputs[name], self.settings.demos, self.rng)
-                prompts = self._with(prompts, name, None, demos)
-        return prompts, f"demos, {source}"
+                prompts = self._with(prompts, name, None, draw(rows, self.outputs[name], self.settings.demos, self.rng))
+        return prompts
 
     def _random(
         self, wordings: Mapping[str, Sequence[tuple[int, str]]], pools: Mapping[str, Demos]
     ) -> tuple[Prompts, str]:
-        prompts, words = dict(self.parent.prompts), []
+        prompts, words = self.parent.prompts, []
         for name in self.outputs:
             number, text = self.rng.choice(wordings[name])
             sources = [source for source, pool in pools.items() if pool.get(name)]
@@ -173,7 +183,7 @@ class _Search:
             words.append(f"{name}: wording {number}" + (f", {len(demos)} demos {source}" if demos else ""))
         return prompts, "; ".join(words)
 
-    def _with(self, prompts: Prompts, name: str, text: str | None, demos: tuple[Demo, ...] | None) -> dict[str, Any]:
+    def _with(self, prompts: Prompts, name: str, text: str | None, demos: tuple[Demo, ...] | None) -> Prompts:
         """The prompts with one predictor's wording or demos replaced (None leaves them)."""
         old = prompts[name]
         new = PredictorPrompt(old.instructions if text is None else text, old.demos if demos is None else demos)
@@ -214,7 +224,7 @@ class _Search:
 
     def _planned(self) -> int:
         wordings = sum(len(w) - 1 for w in self._wordings().values())
-        return max(len(self.tried), 1 + wordings + self.settings.candidates + (3 if self.settings.demos else 0))
+        return max(len(self.tried), 1 + wordings + self.settings.candidates + (6 if self.settings.demos else 0))
 
     def _best_screen(self) -> float:
         return max(c.screen for c in self.tried)

@@ -8,11 +8,12 @@ taken up under its own number with the same parameters, and finds its finished r
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import TrialState
@@ -22,7 +23,7 @@ from colever.config import PromptSettings, SweepConfig, WeightSettings, parse_sc
 from colever.errors import BudgetExhausted, LeverError, StoreError, UsageError
 from colever.optimizers import space
 from colever.optimizers.alternate import alternate, derive_seed
-from colever.optimizers.attribution import build_report, test_plan
+from colever.optimizers.attribution import build_report, planned
 from colever.optimizers.budget import Budget
 from colever.optimizers.evaluate import Evaluator
 from colever.optimizers.lever import Lever, NullProgress, Progress, Staged
@@ -111,8 +112,8 @@ class _Run:
         self.rounds, self.budget = RoundStore(self.folder.home), Budget(config.budget)
         self.evaluator = Evaluator.of(task, self.engine, EvaluationStore(self.folder.home), config.seed)
         self.base = task.base_candidate()
-        self.state = self._state()
         self.folder.claim(config)
+        self.state = self._state()
         self.folder.write(self.state)
         plan = f"{config.trials} trials: {'; '.join(space.schedules(config)[: config.trials])}"
         self.tracker.study_started(self.folder.name, config.task, config.model, config.model_dump(mode="json"), plan)
@@ -141,7 +142,7 @@ class _Run:
     def finish(self) -> StudyReport:
         """Evaluate the test cells, each once, and report."""
         trials = self.folder.trials(self.state)
-        plan = test_plan(self.state, self.base_dev, trials)
+        plan = planned(self.state, self.base_dev, trials)
         for done, (candidate, split) in enumerate(plan, 1):
             size = len(self.task.examples(split))
             self.evaluator(candidate, split, on_done=self._told(f"{split} ({done} of {len(plan)})", size))
@@ -156,7 +157,8 @@ class _Run:
     def _run_trial(self, trial: optuna.Trial) -> None:
         config = self.config
         schedule, settings = space.suggest(trial, config)
-        first = "fixed_params" in self.study.get_trials(deepcopy=False)[trial.number].system_attrs
+        known = self.study.get_trials(deepcopy=False)[trial.number]
+        first, reported = "fixed_params" in known.system_attrs, set(known.intermediate_values)
         levers = self.levers(*space.with_settings(config, settings))
         keys: list[str] = []
         pruned = False
@@ -170,7 +172,8 @@ class _Run:
                 self.budget.charge(record.cost)
             self.charged.add(record.key)
             self.tracker.round_finished(trial.number, index, record, seen)
-            trial.report((record.after if record.accepted else record.before).score, step=index)
+            if index not in reported:
+                trial.report((record.after if record.accepted else record.before).score, step=index)
             last = index + 1 == len(parse_schedule(schedule))
             pruned = config.prune and not first and not last and trial.should_prune()
             return not pruned
@@ -285,4 +288,6 @@ def _sampler(kind: str, seed: int) -> optuna.samplers.BaseSampler:
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=8, deterministic_objective=False)
     if kind == "random":
         return optuna.samplers.RandomSampler(seed=seed)
-    return cast(Any, optuna.samplers.TPESampler)(multivariate=True, group=True, n_startup_trials=5, seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of group=True, tried with this version
+        return optuna.samplers.TPESampler(multivariate=True, group=True, n_startup_trials=5, seed=seed)

@@ -20,7 +20,7 @@ Departures from GRPO (arXiv:2402.03300):
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -163,8 +163,32 @@ def is_constant(rewards: Iterable[float]) -> bool:
     return len(values) < 2 or max(values) - min(values) < 1e-9
 
 
+def parts(rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
+    """Rows in parts of about equal size, of at most ``max_tokens`` computed tokens (or one row), prompts together."""
+    if not rows:
+        return
+    ordered = sorted(rows, key=lambda r: (len(r.prompt_ids), r.prompt_ids, len(r.completion_ids)))
+    whole = sum(len(r.completion_ids) for r in rows) + sum(len(p) - 1 for p in {r.prompt_ids for r in rows})
+    target = whole / math.ceil(whole / max_tokens)
+    part: list[Row] = []
+    size, done = 0, 0.0
+    for row in ordered:
+        new = not part or part[-1].prompt_ids != row.prompt_ids
+        cost = len(row.completion_ids) + (len(row.prompt_ids) - 1 if new else 0)
+        if part and (size + cost > max_tokens or (new and size + cost / 2 > target)):
+            yield part
+            part, size = [], 0
+            cost = len(row.completion_ids) + len(row.prompt_ids) - 1
+        part.append(row)
+        size += cost
+        done += cost
+    yield part
+
+
 def _group_key(rollout: Rollout, step: Step, grouping: Grouping) -> GroupKey:
-    return (rollout.example_id, step.predictor, step.occurrence) if grouping == "predictor" else (rollout.example_id, "", 0)
+    if grouping == "trajectory":
+        return rollout.example_id, "", 0
+    return rollout.example_id, step.predictor, step.occurrence
 
 
 def _scale(group: Sequence[float], everything: Sequence[float], scaling: Scaling) -> float:

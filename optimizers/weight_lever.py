@@ -24,6 +24,7 @@ from colever.config import WeightSettings
 from colever.engines.calls import stable_seed
 from colever.engines.lm import engine_lm
 from colever.errors import LeverError
+from colever.optimizers.checkpoint import last_checkpoint
 from colever.optimizers.evaluate import metered
 from colever.optimizers.lever import Progress, Pull
 from colever.optimizers.trajectories import TrainingBatch, training_batch
@@ -65,7 +66,7 @@ class WeightLever:
 
         The engine is left with the trained weights, or, where the pull fails, with the candidate's.
         """
-        from colever.optimizers.grpo import ProgramTrainer, last_checkpoint
+        from colever.optimizers.grpo import ProgramTrainer
 
         s = self.settings
         pull = _Pull(s, task, candidate, engine, budget.slice(), seed, progress)
@@ -138,9 +139,7 @@ class _Pull:
                 seed=stable_seed(self.seed, "update", update),
                 split="train",
             )
-        self.last = training_batch(
-            rollouts, version=self.engine.version, grouping=s.grouping, scaling=s.scale_rewards
-        )
+        self.last = training_batch(rollouts, version=self.engine.version, grouping=s.grouping, scaling=s.scale_rewards)
         self._check_signal(update, self.last)
         return self.last
 
@@ -149,7 +148,9 @@ class _Pull:
         if self.empty < self.settings.empty_updates:
             return
         if batch.reward >= SOLVED:
-            self.stopped = f"nothing left to learn: every group of updates {update - self.empty + 1}–{update} was solved"
+            self.stopped = (
+                f"nothing left to learn: updates {update - self.empty + 1} to {update} were solved throughout"
+            )
             self.trainer.control.should_training_stop = True
             return
         raise LeverError(
@@ -264,6 +265,7 @@ def trainable(engine: TransformersEngine, parent: Weights, settings: WeightSetti
         engine.load(parent)
         raise
     finally:
+        engine.model.__dict__.pop("forward", None)  # a trainer that failed while it was made has left its own
         gc.collect()
 
 
@@ -299,7 +301,7 @@ def save_weights(
 
 
 def _trainer_settings(s: WeightSettings, task: Task, seed: int) -> Any:
-    from colever.optimizers.grpo import GrpoSettings
+    from colever.optimizers.grpo_settings import GrpoSettings
 
     return GrpoSettings(
         updates=s.updates,

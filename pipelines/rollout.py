@@ -52,23 +52,23 @@ def run_rollouts(
     before it ever calls a model) and InfrastructureError if more than a tenth of the rollouts fail that way.
     """
     if not program.named_predictors():
-        raise TaskError("the program has no predictors (dspy.Predict, dspy.ChainOfThought, …): nothing can be optimized")
+        raise TaskError(
+            "the program has no predictors (dspy.Predict, dspy.ChainOfThought, …): nothing can be optimized"
+        )
     if not examples or samples < 1:
         return []
-    settings = dict(
-        lm=lm.copy(temperature=temperature, max_tokens=max_tokens, cache=False),
-        adapter=RolloutAdapter(),
-        disable_history=True,
-        track_usage=False,
-        trace=None,
-        warn_on_type_mismatch=False,
-    )
+    settings = {
+        "lm": lm.copy(temperature=temperature, max_tokens=max_tokens, cache=False),
+        "adapter": RolloutAdapter(),
+        "disable_history": True,
+        "track_usage": False,
+        "trace": None,
+        "warn_on_type_mismatch": False,
+    }
     one = _OneRollout(program, settings, score, fail, _takes_tokens(lm))
     jobs = [
         _Job(place, example_id, example, sample, (seed, split, example_id, sample))
-        for place, (example_id, example, sample) in enumerate(
-            (i, e, s) for i, e in examples for s in range(samples)
-        )
+        for place, (example_id, example, sample) in enumerate((i, e, s) for i, e in examples for s in range(samples))
     ]
     rollouts = _Pool(one, jobs, on_done).run(getattr(lm, "engine", None), max(1, min(concurrency, len(jobs))))
     _refuse_broken(rollouts)
@@ -188,7 +188,9 @@ class _OneRollout:
             return "infrastructure"
         if isinstance(error, ColeverError):
             raise error
-        if isinstance(error, LMError) and not isinstance(error, ContextWindowExceededError):
+        if isinstance(error, ContextWindowExceededError):
+            return "policy"
+        if isinstance(error, LMError):
             if isinstance(error.__cause__, ColeverError) and not isinstance(error.__cause__, InfrastructureError):
                 raise error.__cause__
             return "infrastructure"

@@ -173,8 +173,9 @@ def make_cell(name: str, schedule: str, score: float, gold: float, dev: float) -
 
 
 def make_report(trials: Sequence[TrialRecord] | None = None) -> StudyReport:
-    """The finished report of the four arms; ``both`` is ``p,w``."""
+    """The finished report of the four arms; ``both`` and the winner is ``p,w`` (the last trial of fewer than three)."""
     trials = trials if trials is not None else make_trials()
+    winner = trials[2] if len(trials) > 2 else trials[-1]
     table = {
         "base": make_cell("base", "", 0.651, 0.621, LEVELS[""][1]),
         "prompt": make_cell("prompt", "p", 0.755, 0.711, LEVELS["p"][1]),
@@ -208,13 +209,13 @@ def make_report(trials: Sequence[TrialRecord] | None = None) -> StudyReport:
             "gain_score": Estimate(0.295, 0.27, 0.32),
         },
         thresholds=[
-            Threshold(0.7, "prompt", 1, trials[2].rounds[0].cost),
-            Threshold(0.8, "weights", 2, trials[2].cost),
-            Threshold(0.9, "weights", 2, trials[2].cost),
+            Threshold(0.7, "prompt", 1, winner.rounds[0].cost),
+            Threshold(0.8, "weights", 2, winner.cost),
+            Threshold(0.9, "weights", 2, winner.cost),
         ],
         arms=[arm_of(t) for t in trials],
-        path=trials[2].rounds,
-        winner="p,w",
+        path=winner.rounds,
+        winner=winner.schedule,
         cost=sum((r.cost for r in {r.key: r for t in trials for r in t.rounds}.values()), Cost()),
         dev_gain=0.324,
         test_gain=0.322,

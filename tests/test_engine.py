@@ -117,12 +117,12 @@ def test_a_row_ends_at_its_own_limit_or_at_an_end_token(ending_engine: Transform
 def test_a_stop_string_ends_a_row_and_is_cut_from_its_text(engine: TransformersEngine) -> None:
     wanted = requests(engine, 2, 4, max_tokens=30)
     free = engine.generate(wanted)
-    stop = free[0].text[5]
+    stop = next(c for c in free[0].text[3:] if c.isascii())  # noise also holds broken UTF-8
     made = engine.generate([replace(r, stop=(stop,)) for r in wanted])
     for loose, tight in zip(free, made, strict=True):
         cut = loose.text.find(stop)
         assert tight.completion_ids == loose.completion_ids[: len(tight.completion_ids)]
-        assert tight.finish_reason == ("stop" if cut >= 0 else "length")
+        assert tight.finish_reason == ("stop" if cut >= 0 else loose.finish_reason)
         assert stop not in tight.text
 
 
@@ -168,9 +168,9 @@ def test_the_context_cuts_the_answer_and_refuses_a_prompt_that_does_not_fit(tmp_
     from conftest import write_checkpoint
 
     lm = engine_lm(write_checkpoint(tmp_path, positions=64), max_tokens=500)
-    text = lm("hi")[0]
-    rendered = lm.engine.render([{"role": "user", "content": "hi"}])
-    assert len(lm.engine.tokenizer(text)["input_ids"]) <= 64 - len(rendered)
+    prompt = lm.engine.render([{"role": "user", "content": "hi"}])
+    made = lm.engine.generate([TokenRequest(prompt, 500, 1.0, seed=seed) for seed in range(16)])
+    assert max(len(m.completion_ids) for m in made) == 64 - len(prompt)
     with pytest.raises(ContextWindowExceededError, match="64"):
         lm("word " * 40)
 

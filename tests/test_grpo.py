@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import byte_tokenizer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from colever.errors import LeverError
-from colever.optimizers.grpo import GrpoSettings, ProgramTrainer, last_checkpoint, parts, rate
-from colever.optimizers.trajectories import Row, TrainingBatch
-from conftest import byte_tokenizer
+from colever.optimizers.checkpoint import last_checkpoint
+from colever.optimizers.grpo import ProgramTrainer
+from colever.optimizers.grpo_settings import GrpoSettings, rate
+from colever.optimizers.trajectories import Row, TrainingBatch, parts
 
 LENGTHS = {(40, "a"): [5, 9, 2, 7], (40, "b"): [4, 4, 6, 1], (13, "c"): [8, 3, 3, 5], (55, "d"): [6, 2, 9, 9]}
 
@@ -151,7 +153,9 @@ def test_an_update_without_rows_changes_nothing(model, tokenizer, tmp_path):
 def test_a_value_that_is_not_finite_is_refused_before_it_reaches_the_weights(model, tokenizer, tmp_path):
     before = copy.deepcopy(model.state_dict())
     rows = make_rows()
-    rows[0] = Row(rows[0].group, 0, rows[0].prompt_ids, rows[0].completion_ids, rows[0].logprobs, 0.0, float("inf"), 1.0)
+    rows[0] = Row(
+        rows[0].group, 0, rows[0].prompt_ids, rows[0].completion_ids, rows[0].logprobs, 0.0, float("inf"), 1.0
+    )
     t = trainer(model, tokenizer, tmp_path, make_batch(rows))
     with pytest.raises(LeverError, match="Try a lower learning_rate"):
         t.run(None)
@@ -162,7 +166,7 @@ def test_the_gap_to_the_sampler_is_measured(model, tokenizer, tmp_path):
     heard = []
     t = trainer(model, tokenizer, tmp_path, make_batch(make_rows()), lambda u, m: heard.append((u, m)))
     t.run(None)
-    (update, metrics), = heard
+    ((update, metrics),) = heard
     assert update == 0
     assert metrics["logprob_gap"] > 1  # these log-probabilities were made up
     assert {"loss", "grad_norm", "learning_rate", "entropy", "clip_fraction", "seconds/update"} <= metrics.keys()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from colever.optimizers import prefix_layout as pl
 from colever.optimizers import shared_prefix as sp
 
 PAD = 0
@@ -44,7 +45,7 @@ def row_logprobs(model: Qwen3ForCausalLM, ids: torch.Tensor, mask: torch.Tensor,
 
 
 def branch_logprobs(model, ids, mask, width, temperature=1.0):
-    layout = sp.build_layout(ids, mask, width)
+    layout = pl.build_layout(ids, mask, width)
     logprob_N, _ = model(branches=layout)
     return torch.zeros(ids.shape[0] * width).scatter(0, layout.target_N, logprob_N).view(-1, width)
 
@@ -110,18 +111,17 @@ def test_chunked_head_equals_plain_head(monkeypatch):
 
 def test_packed_row_has_no_padding_and_no_repeated_prompt():
     ids, mask, width = batch(WORKLOADS["ragged"])
-    layout = sp.build_layout(ids, mask, width)
+    layout = pl.build_layout(ids, mask, width)
     assert layout.tokens == sum(p - 1 + sum(lengths) for p, lengths in WORKLOADS["ragged"])
     assert len(layout.label_N) == int(mask[:, -width:].sum())
 
 
-def test_packed_row_is_less_work_than_padded_rows():
-    for prompt, completion in ((180, 30), (50, 200)):
-        groups = [sp.Group(tuple(range(8)), prompt, (completion,) * 8)]
-        shared, padded = sp.branch_work(groups), sp.row_work(groups)
-        assert shared.tokens == prompt - 1 + 8 * completion
-        assert shared.tokens < padded.tokens
-        assert shared.pairs < padded.pairs
+def test_work_is_counted():
+    groups = [pl.Group(tuple(range(8)), 180, (30,) * 8)]
+    assert pl.branch_work(groups) == pl.Work(179 + 240, 179 * 179 // 2 + 8 * 30 * (179 + 30), 240)
+    assert pl.row_work(groups) == pl.Work(8 * 210, 8 * 210 * 210 // 2, 8 * 210)
+    ragged = [pl.Group((0, 1), 10, (3, 5))]
+    assert pl.row_work(ragged) == pl.Work(30, 2 * 15 * 15, 30)  # a mask hides pairs, it does not save them
 
 
 def test_sliding_windows_keep_padded_rows():

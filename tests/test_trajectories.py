@@ -96,7 +96,9 @@ def test_stale_rollouts_are_refused():
 
 
 def test_rollouts_without_tokens_are_refused():
-    bare = Rollout("a", 0, (Step("p", 0, Completion("x", (), (5,), (), "stop", "v1")),), Score(1.0, {}), {}, version="v1")
+    bare = Rollout(
+        "a", 0, (Step("p", 0, Completion("x", (), (5,), (), "stop", "v1")),), Score(1.0, {}), {}, version="v1"
+    )
     with pytest.raises(LeverError, match="no token ids"):
         training_batch([bare], version="v1")
 

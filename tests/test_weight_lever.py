@@ -48,7 +48,9 @@ def vowel_share(example, prediction, steps) -> float:
 
 def make_task(check=vowel_share, rows: int = 8, max_tokens: int = 8) -> Task:
     examples = [dspy.Example(word=f"w{i}").with_inputs("word") for i in range(rows)]
-    return Task("vowels", Echo, examples, examples, examples, Rubric([Criterion("vowels", check)]), max_tokens=max_tokens)
+    return Task(
+        "vowels", Echo, examples, examples, examples, Rubric([Criterion("vowels", check)]), max_tokens=max_tokens
+    )
 
 
 def has_rare_letter(example, prediction, steps) -> float:
@@ -57,11 +59,20 @@ def has_rare_letter(example, prediction, steps) -> float:
 
 
 def settings(**changes) -> WeightSettings:
-    small = {"updates": 4, "examples_per_update": 2, "group_size": 4, "learning_rate": 1e-3, "save_every": 2, "warmup": 1}
+    small = {
+        "updates": 4,
+        "examples_per_update": 2,
+        "group_size": 4,
+        "learning_rate": 1e-3,
+        "save_every": 2,
+        "warmup": 1,
+    }
     return WeightSettings(**{**small, **changes})
 
 
-def improve(engine, workdir: Path, how: WeightSettings, task: Task | None = None, budget: Budget | None = None, parent=None):
+def improve(
+    engine, workdir: Path, how: WeightSettings, task: Task | None = None, budget: Budget | None = None, parent=None
+):
     task = task or make_task()
     candidate = parent or task.base_candidate()
     return WeightLever(how).improve(candidate, task, engine, budget or Budget(), 3, workdir, NullProgress())

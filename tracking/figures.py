@@ -51,10 +51,11 @@ def levers(report: StudyReport) -> Figure | None:
     pulled = {name: cell for name, cell in report.table.items() if cell.score is not None}
     if not report.finished or not pulled:
         return None
-    figure, (left, right) = _figure(2 if report.effects else 1, verdict(report))
-    _arms(left, report, pulled)
-    if report.effects:
-        _effects(right, main_effects(report), _measure(report))
+    effects = {name: effect for name, effect in main_effects(report).items() if name != "gain"}
+    figure, axes = _figure(2 if effects else 1, verdict(report))
+    _arms(axes[0], report, pulled)
+    if effects:
+        _effects(axes[1], effects, _measure(report))
     return figure
 
 
@@ -74,22 +75,28 @@ def score_against_cost(report: StudyReport) -> Figure | None:
     figure, axes = _figure(
         2, f"{report.task}: {_measure(report)} on dev against cost, one point at the end of each round"
     )
-    for axis, (label, cost_of) in zip(
+    for axis, (unit, cost_of) in zip(
         axes,
         (("rollouts", lambda c: c.rollouts), ("computed TFLOPs", lambda c: c.flops / 1e12)),
         strict=True,
     ):
         for arm, colour, width in zip(arms, colours, widths, strict=True):
             x, y = [cost_of(cost) for cost, _ in arm.curve], [100 * value for _, value in arm.curve]
-            style = {"color": colour, "linewidth": width, "markersize": width + 3, "zorder": 3 - width / 100}
+            style: dict[str, Any] = {
+                "color": colour,
+                "linewidth": width,
+                "markersize": width + 3,
+                "zorder": 3 - width / 100,
+            }
             label = f"{spelled(arm.schedule)} (#{arm.trial})"
-            axis.plot(x, y, "o-", drawstyle="steps-post", label=label, solid_joinstyle="miter", **style)
+            axis.plot(x, y, "o-", label=label, **style)
         _percent_axis(axis, f"{_measure(report)} on dev (%)")
         _target(axis, report.target)
-        axis.set_xlabel(f"cost so far ({label})")
+        axis.set_xlabel(f"cost so far ({unit})")
         axis.set_xlim(left=0)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes[0].legend(frameon=False, loc="lower right", fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
 
@@ -160,7 +167,7 @@ def _arms(axis: Axes, report: StudyReport, pulled: Mapping[str, Cell]) -> None:
         range(len(names)), [ARMS.get(n, n) + (f"\n{pulled[n].schedule}" if pulled[n].schedule else "\n") for n in names]
     )
     axis.set_title("dark: gold, light: rubric score, on test" if report.has_gold else "rubric score on test", **_SMALL)
-    _percent_axis(axis, "mean on test with 95 % interval (%)", low=0)
+    _percent_axis(axis, "mean on test with 95 % interval (%)", from_zero=True)
     _target(axis, report.target)
 
 
@@ -213,8 +220,8 @@ def _figure(panels: int, title: str, columns: int = 2) -> tuple[Figure, list[Axe
     return figure, axes
 
 
-def _percent_axis(axis: Axes, label: str, low: float | None = None) -> None:
-    bottom = low if low is not None else max(0, 10 * int(axis.get_ylim()[0] // 10))
+def _percent_axis(axis: Axes, label: str, *, from_zero: bool = False) -> None:
+    bottom = 0 if from_zero else max(0, 10 * int(axis.get_ylim()[0] // 10))
     step = 20 if bottom < 40 else 10
     axis.set_yticks(range(bottom - bottom % step, 101, step))
     axis.set_ylim(bottom, 104)

@@ -208,10 +208,10 @@ class MlflowTracker:
             "accepted": "yes" if record.accepted else "no",
             "reused": "yes" if reused else "no",
         }
+        path = ",".join(levers[: index + 1])
+        tags |= {COLOUR: COLOURS[path]} if path in COLOURS else {}
         start = _now() - (0 if reused else round(1000 * record.cost.seconds))
-        return self._create(
-            f"{spelled(','.join(levers[: index + 1]))} · round {index + 1}", tags, parent.info.run_id, start
-        )
+        return self._create(f"{index + 1}: {spelled(path)}", tags, parent.info.run_id, start)
 
     def _close_running(self, except_for: str = "") -> None:
         for run in list(self._search(status="RUNNING")):

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from colever.tracking.report import main_effects
 from colever.types import Cost, Evaluation, RoundRecord, StudyReport, TrialRecord
 
 Point = tuple[str, int, float]
@@ -87,20 +88,21 @@ def of_trial(record: TrialRecord) -> Iterator[Point]:
 
 
 def of_study(report: StudyReport) -> Iterator[Point]:
-    """``test/<arm>`` and ``effect/<name>`` (gold where there is gold), their bounds, and the whole cost."""
-    values: dict[str, float | None] = {}
-    for name, cell in report.table.items():
-        estimate = cell.gold if report.has_gold else cell.score
-        if estimate is not None and cell.score is not None:
-            values |= {f"test/{name}": estimate.value, f"test/{name}_score": cell.score.value}
-            values |= {f"interval/{name}_low": estimate.low, f"interval/{name}_high": estimate.high}
-    for name, effect in report.effects.items():
-        if name.endswith("_score"):
-            continue
-        values[f"effect/{name}"] = effect.value
-        values |= {f"interval/effect_{name}_low": effect.low, f"interval/effect_{name}_high": effect.high}
-    yield from _points(0, values)
+    """``test/<arm>`` and ``effect/<name>`` (of gold where there is gold), the cost, then every interval's bounds.
+
+    The UI lists metrics in the order in which they were logged.
+    """
+    cells = {name: cell for name, cell in report.table.items() if cell.score is not None}
+    measured = {name: cell.gold if report.has_gold else cell.score for name, cell in cells.items()}
+    effects = main_effects(report)
+    yield from _points(0, {f"test/{name}": e.value for name, e in measured.items() if e})
+    if report.has_gold:
+        yield from _points(0, {f"test/{name}_score": cell.score.value for name, cell in cells.items() if cell.score})
+    yield from _points(0, {f"effect/{name}": effect.value for name, effect in effects.items()})
     yield from of_cost(report.cost)
+    bounds = {**{n: e for n, e in measured.items() if e}, **{f"effect_{n}": e for n, e in effects.items()}}
+    for name, estimate in bounds.items():
+        yield from _points(0, {f"interval/{name}_low": estimate.low, f"interval/{name}_high": estimate.high})
 
 
 def params_of(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -137,19 +137,20 @@ def _effects_table(report: StudyReport) -> Table:
 def _path_table(report: StudyReport) -> Table:
     """Gold and score, the round's gain in score, and the cost so far, from the base on."""
     gold = ["gold"] if report.has_gold else []
-    table = _table("round", "lever", *gold, "score", "gain", "rollouts", "TFLOPs", "time")
+    table = _table("round", "lever", *gold, "score", "gain", "kept", "rollouts", "time")
 
-    def row(index: str, lever: str, state: Evaluation, gain: str, spent: Cost, style: str | None = None) -> None:
+    def row(index: int, lever: str, state: Evaluation, gain: str, kept: str, spent: Cost) -> None:
         golds = [_share(state.gold)] if report.has_gold else []
-        table.add_row(index, lever, *golds, _share(state.score), gain, *_cost(spent), style=style)
+        rollouts, _, time = _cost(spent)
+        style = "dim" if kept == "no" else None
+        table.add_row(str(index), lever, *golds, _share(state.score), gain, kept, rollouts, time, style=style)
 
     spent = Cost()
-    row("0", "base", report.path[0].before, "", spent)
+    row(0, "base", report.path[0].before, "", "", spent)
     for index, record in enumerate(report.path, 1):
         spent = spent + record.cost
         gain = f"{100 * (record.after.score - record.before.score):+.1f}"
-        name = record.lever if record.accepted else f"{record.lever} (not kept)"
-        row(str(index), name, record.after, gain, spent, None if record.accepted else "dim")
+        row(index, record.lever, record.after, gain, "yes" if record.accepted else "no", spent)
     return table
 
 
@@ -286,7 +287,7 @@ def _cost(cost: Cost) -> tuple[str, str, str]:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _table(*columns: str) -> Table:

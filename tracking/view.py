@@ -59,8 +59,8 @@ def study_views(study: str, measure: str) -> list[View]:
     rounds = View(
         name=f"{study}: rounds",
         search=f"{here} and tags.`kind` = 'round' and tags.`reused` = 'no'",
-        order_by="attributes.start_time",
-        ascending=True,
+        order_by="metrics.`gain`",  # by anything but time: sorted by time, the UI shows trials instead
+        ascending=False,
         columns=[
             *(f"tags.`{key}`" for key in ("lever", "after", "accepted")),
             *(f"metrics.`{key}`" for key in (main, "gain", "cost/rollouts", "cost/seconds")),

@@ -33,7 +33,8 @@ class Recipe:
     """Everything that decides the weights, hardware aside."""
 
     seed: int = 0
-    steps: int = 4000
+    steps: int = 4600
+    broad_from: int = 2300  # the step from which the mixture is broad
     conversations: int = 28  # a step; about 5,400 tokens, 88 answers
     learning_rate: float = 2e-3
     warmup: int = 200
@@ -107,7 +108,9 @@ def _schedule(step: int, recipe: Recipe) -> float:
 def _rows(recipe: Recipe, step: int, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
     rng = Random(f"{recipe.seed}:{step}")
     for _ in range(recipe.conversations):
-        yield tokenizer.apply_chat_template(mixture.messages(mixture.sample(rng)), return_dict=False)
+        yield tokenizer.apply_chat_template(
+            mixture.messages(mixture.sample(rng, step >= recipe.broad_from)), return_dict=False
+        )
 
 
 def _tokenizer_texts(recipe: Recipe) -> Iterator[str]:
@@ -144,9 +147,7 @@ def _train_step(
 ) -> float:
     """One update; the loss is the mean over all answer tokens of the step, whatever the micro-batches."""
     pad, start, end = tokenizer.convert_tokens_to_ids([tokenizer.pad_token, ASSISTANT, END])
-    batches = [
-        _pad(batch, pad, start, end) for batch in _micro_batches(sorted(rows, key=len), MICRO_BATCH_TOKENS)
-    ]
+    batches = [_pad(batch, pad, start, end) for batch in _micro_batches(sorted(rows, key=len), MICRO_BATCH_TOKENS)]
     answers = sum(int(mask.sum()) for _, mask in batches)
     total = 0.0
     for ids_B_T, mask_B_T in batches:

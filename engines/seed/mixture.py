@@ -9,6 +9,7 @@ Knows no tasks: no ticket-to-team mapping and no bundled example occurs here.
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,11 +33,37 @@ class Conversation:
     turns: tuple[dict[str, Any], ...]
 
 
-def sample(rng: Random) -> Conversation:
-    """One conversation: half of them a single turn, the others two to eight."""
-    families, weights = zip(*FAMILIES, strict=True)
-    family = rng.choices(families, weights)[0]
-    return family(rng, 1 if rng.random() < 0.5 else rng.randint(2, 8))
+def sample(rng: Random, broad: bool = False) -> Conversation:
+    """One conversation: half of them a single turn, the others two to eight.
+
+    ``broad`` draws composed wordings, made-up field names and more kinds of text beside the listed ones, and shifts
+    the weights from arithmetic to copying: what the second part of the training sees.
+    """
+    families, *weights = zip(*FAMILIES, strict=True)
+    family = rng.choices(families, weights[broad])[0]
+    drawn = family(rng, 1 if rng.random() < 0.5 else rng.randint(2, 8), broad)
+    return _renamed(rng, drawn) if broad and rng.random() < 0.6 else drawn
+
+
+def _renamed(rng: Random, drawn: Conversation) -> Conversation:
+    """The same conversation with about half of its fields under made-up names."""
+    syllables = ["".join(rng.choices(W.SYLLABLES, k=2)) for _ in drawn.fields]
+    pool = rng.sample(W.FIELD_NAMES + W.KEYS, len(drawn.fields))
+    fresh = {
+        n: rng.choice([a, b])
+        for (n, _, _), a, b in zip(drawn.fields, pool, syllables, strict=True)
+        if rng.random() < 0.5
+    }
+    names = {n: fresh.get(n, n) for n, _, _ in drawn.fields}
+    if len(set(names.values())) < len(names):
+        return drawn
+    instructions = drawn.instructions
+    if drawn.family == "mapping":
+        instructions = re.sub(r"[a-z]+", lambda m: fresh.get(m[0], m[0]), instructions)
+    fields = tuple((names[n], kind, out) for n, kind, out in drawn.fields)
+    return Conversation(
+        drawn.family, fields, instructions, tuple({names[k]: v for k, v in turn.items()} for turn in drawn.turns)
+    )
 
 
 def messages(conversation: Conversation) -> list[dict[str, str]]:
@@ -92,17 +119,23 @@ def render_chain(terms: list[int], operators: list[str]) -> str:
     return " ".join([str(terms[0]), *(f"{op} {t}" for op, t in zip(operators, terms[1:], strict=True))])
 
 
-def _style(rng: Random, habits: dict[str, float], wordings: dict[str, list[str]]) -> tuple[str, list[str] | None]:
+def _style(
+    rng: Random, habits: dict[str, float], wordings: dict[str, list[str]], broad: bool
+) -> tuple[str, list[str] | None]:
     """A style, and its wordings in six of ten conversations (else None: a plain wording, and habit decides)."""
     if rng.random() < 0.4:
         return rng.choices(list(habits), list(habits.values()))[0], None
     style = rng.choice(list(habits))
-    return style, wordings[style]
+    return style, _wordings(rng, style, wordings, broad)
 
 
-def arithmetic(rng: Random, turns: int) -> Conversation:
-    style, asked = _style(rng, {"steps": 0.4, "direct": 0.6}, W.ARITHMETIC)
-    reading, order = _reading(rng)
+def _wordings(rng: Random, style: str, wordings: dict[str, list[str]], broad: bool) -> list[str]:
+    return [W.compose(rng, style)] if broad and rng.random() < 0.8 else wordings[style]
+
+
+def arithmetic(rng: Random, turns: int, broad: bool = False) -> Conversation:
+    style, asked = _style(rng, {"steps": 0.4, "direct": 0.6}, W.ARITHMETIC, broad)
+    reading, order = _reading(rng, broad)
     plain = W.ARITHMETIC["plain"] if (asked is None and order is None) or rng.random() < 0.6 else None
     problem = rng.choice(["problem", "question", "expression", "task", "sum"])
     work, answer = rng.choice(["work", "steps", "working", "notes"]), rng.choice(["answer", "result", "value"])
@@ -121,18 +154,18 @@ def arithmetic(rng: Random, turns: int) -> Conversation:
     return Conversation("arithmetic", fields, W.wording(rng, plain, asked, order), tuple(rows))
 
 
-def _reading(rng: Random) -> tuple[Callable[[], bool], list[str] | None]:
+def _reading(rng: Random, broad: bool) -> tuple[Callable[[], bool], list[str] | None]:
     """A source of "products first?" per turn, and its wordings; under a plain wording every turn takes its own."""
     draw = rng.random()
     if draw < 0.6:
         return lambda: rng.random() < 0.4, None
     first = draw < 0.8
-    return lambda: first, W.ARITHMETIC["products first" if first else "left to right"]
+    return lambda: first, _wordings(rng, "products first" if first else "left to right", W.ARITHMETIC, broad)
 
 
-def review(rng: Random, turns: int) -> Conversation:
-    style, asked = _style(rng, {"recompute": 0.35, "confirm": 0.65}, W.REVIEW)
-    reading, order = _reading(rng)
+def review(rng: Random, turns: int, broad: bool = False) -> Conversation:
+    style, asked = _style(rng, {"recompute": 0.35, "confirm": 0.65}, W.REVIEW, broad)
+    reading, order = _reading(rng, broad)
     plain = W.REVIEW["plain"] if (asked is None and order is None) or rng.random() < 0.6 else None
     work, answer = rng.choice([("work", "answer"), ("steps", "result"), ("working", "value")])
     note, final = rng.choice(["review", "check", "comment"]), rng.choice(["final", "verdict", "outcome"])
@@ -161,8 +194,8 @@ def review(rng: Random, turns: int) -> Conversation:
 # --- reading and mapping -------------------------------------------------------------------------
 
 
-def topic(rng: Random, turns: int) -> Conversation:
-    style, asked = _style(rng, {"first": 0.55, "last": 0.45}, {k: W.TOPIC[k] for k in ("first", "last")})
+def topic(rng: Random, turns: int, broad: bool = False) -> Conversation:
+    style, asked = _style(rng, {"first": 0.55, "last": 0.45}, {k: W.TOPIC[k] for k in ("first", "last")}, broad)
     options = rng.sample(list(W.TOPICS), rng.randint(3, 8))
     text, out = rng.choice(["text", "message", "note", "letter"]), rng.choice(["topic", "subject", "theme"])
     rows = []
@@ -171,9 +204,11 @@ def topic(rng: Random, turns: int) -> Conversation:
         if asked is None:
             style = "first" if rng.random() < 0.55 else "last"
         two = rng.random() < 0.5
-        line = rng.choice(W.TEXT_TWO if two else W.TEXT_ONE).format(
-            a=rng.choice(W.TOPICS[a]), b=rng.choice(W.TOPICS[b])
-        )
+        templates = W.TEXT_TWO if two else W.TEXT_ONE
+        if two and broad and rng.random() < 0.7:
+            before, between, after = (rng.choice(part) for part in W.TWO_PARTS)
+            templates = [before + "{a}" + between + "{b}" + after]
+        line = rng.choice(templates).format(a=rng.choice(W.TOPICS[a]), b=rng.choice(W.TOPICS[b]))
         rows.append({text: line, out: b if two and style == "last" else a})
     kind = Literal[tuple(options)] if rng.random() < 0.8 else str  # type: ignore[valid-type]
     plain = W.TOPIC["plain"] if asked is None or rng.random() < 0.6 else None
@@ -184,7 +219,7 @@ def code(rng: Random) -> str:
     return rng.choice(string.ascii_uppercase) + rng.choice(string.digits)
 
 
-def mapping(rng: Random, turns: int) -> Conversation:
+def mapping(rng: Random, turns: int, broad: bool = False) -> Conversation:
     size = rng.randint(3, 8)
     codes = _distinct(lambda: code(rng), size)
     book = dict(zip(rng.sample(W.KEYS, size), codes, strict=True))
@@ -209,7 +244,7 @@ def _distinct(draw: Callable[[], str], size: int) -> list[str]:
     return list(found)
 
 
-def extract(rng: Random, turns: int) -> Conversation:
+def extract(rng: Random, turns: int, broad: bool = False) -> Conversation:
     style = rng.choice(["first", "last", "plain"])
     text, out = rng.choice(["text", "line", "phrase"]), rng.choice(["word", "answer", "part"])
     rows = []
@@ -249,8 +284,8 @@ def _path(rng: Random) -> tuple[str, list[tuple[str, str, str]]]:
     return question(people[0], relations), list(zip(relations, people, people[1:], strict=False))
 
 
-def agent(rng: Random, turns: int) -> Conversation:
-    style, asked = _style(rng, {"thorough": 0.33, "early": 0.42, "guess": 0.25}, W.AGENT)
+def agent(rng: Random, turns: int, broad: bool = False) -> Conversation:
+    style, asked = _style(rng, {"thorough": 0.33, "early": 0.42, "guess": 0.25}, W.AGENT, broad)
     plain = W.AGENT["plain"] if asked is None or rng.random() < 0.6 else None
     rows = []
     for _ in range(turns):
@@ -267,7 +302,7 @@ def agent(rng: Random, turns: int) -> Conversation:
     return Conversation("agent", fields, W.wording(rng, plain, asked), tuple(rows))
 
 
-def reply(rng: Random, turns: int) -> Conversation:
+def reply(rng: Random, turns: int, broad: bool = False) -> Conversation:
     rows = []
     for _ in range(turns):
         ask, facts = _path(rng)
@@ -278,12 +313,13 @@ def reply(rng: Random, turns: int) -> Conversation:
     return Conversation("reply", fields, rng.choice(W.REPLY), tuple(rows))
 
 
-FAMILIES: list[tuple[Callable[[Random, int], Conversation], float]] = [
-    (arithmetic, 0.34),
-    (review, 0.20),
-    (topic, 0.12),
-    (mapping, 0.10),
-    (agent, 0.13),
-    (reply, 0.05),
-    (extract, 0.06),
+# family, weight in the first part of the training, weight in the second
+FAMILIES: list[tuple[Callable[[Random, int, bool], Conversation], float, float]] = [
+    (arithmetic, 0.34, 0.26),
+    (review, 0.20, 0.14),
+    (topic, 0.12, 0.14),
+    (mapping, 0.10, 0.16),
+    (agent, 0.13, 0.16),
+    (reply, 0.05, 0.07),
+    (extract, 0.06, 0.07),
 ]

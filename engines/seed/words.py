@@ -5,6 +5,8 @@ Knows no tasks. The wordings that bundled tasks offer are paraphrases that do no
 
 from __future__ import annotations
 
+import itertools
+import re
 from random import Random
 
 # A wording of a style asks for a behaviour; "plain" wordings ask for none and leave it to habit.
@@ -272,15 +274,115 @@ MAPPING_FIELDS = [
     ("type", "mark"),
 ]
 RELATIONS = "boss city firm friend pet color street team teacher doctor car garden".split()
-_SYLLABLES = "ka lo mi ru te na so vi da pe zu ri mo le ta ni".split()
+SYLLABLES = "ka lo mi ru te na so vi da pe zu ri mo le ta ni".split()
 
 
 def names() -> list[str]:
     """Every proper name of the seed model's world: two syllables, such as "Kalo"; 240 of them."""
-    return [(a + b).capitalize() for a in _SYLLABLES for b in _SYLLABLES if a != b]
+    return [(a + b).capitalize() for a in SYLLABLES for b in SYLLABLES if a != b]
 
 
 NAMES = names()
+
+
+# Composed wordings, for breadth: "[a|b] c[| d]." stands for "a c.", "b c.", "a c d." and "b c d.".
+_WHAT = "[every step|each step|all the steps|each partial result|every result|the working|your working|each operation|how you do it]"
+_ANSWER = "[answer|number|result|value]"
+_END = "[every fact is known|all facts are there|the last fact is found|no fact is missing|you have every link|the chain is complete]"
+COMPOSED = {
+    "steps": [
+        f"[Write|Show|Note|List|Give|Put down|Write down|Spell out|Record|State] {_WHAT}[| first| as you go| in order| one by one].",
+        f"[Write|Show|Note|Put down|Record] {_WHAT} [and then|before] the {_ANSWER}.",
+        "[Work|Do it|Go|Solve it|Take it|Proceed|Compute] [step by step|one step at a time|operation by operation|slowly|with care].",
+        "[Take|Do] [one operation|a single step] [at a time|after the other][| and show it| and write it| with its result].",
+        f"[Be careful|Take your time][:| and] [show|write|note|put down] {_WHAT}.",
+    ],
+    "direct": [
+        f"[Give|Say|Write|State|Tell|Name|Put down] [only|just|nothing but] the {_ANSWER}[| at once| right away| in one go].",
+        f"[Give|Say|Write|State|Tell|Name] the {_ANSWER} [at once|right away|straight away|quickly|alone|and nothing else|without steps].",
+        "[No|Without any|Leave out the|Skip the] [steps|working|details|partial results].",
+        f"[Be|Keep it] [quick|brief|short][.|: only the {_ANSWER}.| and say the {_ANSWER}.]",
+        f"The {_ANSWER} [alone |]is [enough|all that is needed|what counts].",
+        f"Do not [write|show|note|list] {_WHAT}.",
+    ],
+    "products first": [
+        "[Products|Multiplications|All products] [before|come before|go before|go ahead of] [sums|the rest|plus and minus].",
+        "[Multiply|Do products|Take products] [first|at the start|before anything else][.|, then add and subtract.|, the rest after.]",
+        "[First|Before the rest] [multiply|do the products|work out the products].",
+        "[Keep to|Follow|Mind] the [usual|right|proper] order of operations.",
+    ],
+    "left to right": [
+        "[Go|Work|Compute|Read|Do it|Take it] [strictly |]from left to right.",
+        "[Take|Do] the operations [in the order written|as they come|from the left|in the given order].",
+        "[Begin|Start] [at|from] the left[.| and go right.| and go on.]",
+        "[No operation|No sign] [goes|comes|is] [first|before another|ahead].",
+    ],
+    "recompute": [
+        "[Compute|Do|Work out|Solve|Calculate|Redo] [it|the problem|the whole problem|everything|every step|all of it] again.",
+        "[Redo|Repeat|Go through] [the computation|the working|every step|all steps][| from the start| to be sure| step by step].",
+        "[Check|Verify|Test] [it|the work|every step] by [doing it again|solving it again|a new computation].",
+        "[Never|Do not] [trust|copy|believe] the [given |]answer[.|: compute it again.|: do it yourself.]",
+        "[Start|Begin] [again|anew|from the start][.| and show every step.| and write the steps.]",
+    ],
+    "confirm": [
+        "[Trust|Copy|Accept|Keep|Take|Confirm] the [given |]answer[| as it is| without a check].",
+        "[Say|Give|Write] the [same|given] answer[| again| once more].",
+        "[No need to|Do not] [check|compute|redo] [it|anything|the work].",
+        "[The answer|It] [is|was] [right|fine|checked].",
+    ],
+    "thorough": [
+        "[Look up|Find|Search for|Get|Collect] [every|each] [fact|link][| first| in turn| one by one| with the tool| before you stop].",
+        f"[Go on|Continue|Keep going|Keep searching|Search|Use the tool] until {_END}.",
+        f"[Stop|End|Finish|Say done] [only when|not before|once] {_END}.",
+        "[Never|Do not] [guess|stop early|finish early|stop too soon].",
+        "[Use|Call] the tool [for every fact|for each link|again and again|as often as needed].",
+    ],
+    "early": [
+        "[Stop|End|Finish] after [the first|one|a single] [fact|look|link].",
+        "[Look|Search] [only |]once[.| and stop.| and no more.]",
+        "[One|A single] [look|fact|call] [is enough|will do|suffices].",
+        "[Use|Call] the tool [only once|one time|a single time].",
+    ],
+    "guess": [
+        "[Stop|End|Finish] [at once|right away|now|without a search|before any look].",
+        "[Do not|Never] [search|look|use the tool|call the tool].",
+        "[No|Not one] [search|look|call|tool].",
+        "[Answer|Reply] from [memory|what you know].",
+    ],
+    "first": [
+        "[The first|The opening] [thing|subject|word|part] [counts|matters|decides].",
+        "[Go by|Take|Use|Choose] [what comes first|the first subject|the start|the opening].",
+        "[Only |]the [start|opening|beginning] [counts|matters|decides].",
+        "What [comes first|is named first|it starts with] is the topic.",
+    ],
+    "last": [
+        "[The last|The final] [thing|subject|word|part] [counts|matters|decides].",
+        "[Go by|Take|Use|Choose] [what comes last|the last subject|the end|the ending].",
+        "[Only |]the [end|ending|close] [counts|matters|decides].",
+        "What [comes last|is named last|it closes with] is the topic.",
+    ],
+}  # fmt: skip
+TWO_PARTS = (
+    ["", "the ", "about the ", "my ", "it was the ", "no more of the ", "first the ", "you sent the ", "i had a "],
+    [". the ", ", now the ", " and then the ", " but the ", ": my ", "? and the ", " came. my ", ", not the ", ", so the ", " went well, the "],
+    ["", " is late", " is wrong", " please", " does not work", " is missing", "?", " again", " is not here", " has a fault"],
+)  # fmt: skip
+FIELD_NAMES = (
+    "data input output case entry line body head title mail post request order choice place number unit part side tag mark "
+    "sign detail matter record source target given wanted left right top base plan form list page sheet log memo report"
+).split()
+
+
+def compose(rng: Random, style: str) -> str:
+    """One composed wording of a style."""
+    return re.sub(r"\[([^\]]*)\]", lambda m: rng.choice(m[1].split("|")), rng.choice(COMPOSED[style]))
+
+
+def expand(template: str) -> list[str]:
+    """Every sentence that a template stands for."""
+    slots = re.split(r"\[([^\]]*)\]", template)
+    choices = [slot.split("|") if i % 2 else [slot] for i, slot in enumerate(slots)]
+    return ["".join(parts) for parts in itertools.product(*choices)]
 
 
 def wording(rng: Random, *parts: list[str] | None) -> str:

@@ -1,0 +1,63 @@
+"""Evaluations and reports as a command shows them: for people, as JSON, as files. Computes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from colever import console
+from colever.errors import StoreError
+
+if TYPE_CHECKING:
+    from colever.types import Evaluation, StudyReport
+
+
+def write_report(built: StudyReport, folder: Path) -> None:
+    """``report.json`` and ``figures/`` in ``folder``. Raises StoreError."""
+    from colever.tracking.figures import save_all
+    from colever.tracking.report import to_json
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(json.dumps(to_json(built), indent=2, ensure_ascii=False), encoding="utf-8")
+        save_all(built, folder / "figures")
+    except OSError as error:
+        raise StoreError(f"the report cannot be written to {folder}: {error}") from error
+
+
+def show_report(built: StudyReport, as_json: bool) -> None:
+    """The whole report on stdout."""
+    from colever.tracking.report import render, to_json
+
+    if as_json:
+        console.show_json(to_json(built))
+    else:
+        console.show(render(built))
+
+
+def show_evaluation(result: Evaluation, task: str, model: str, as_json: bool) -> None:
+    """Score and gold with 95 % intervals, criteria, lengths and failures on stdout."""
+    from colever.optimizers.statistics import mean_estimate
+
+    estimates = {"score": mean_estimate(result.scores), "gold": mean_estimate(result.golds)}
+    if as_json:
+        data = dataclasses.asdict(result)
+        rest = {k: v for k, v in data.items() if k not in ("scores", "golds", "example_ids")}
+        values = {name: dataclasses.asdict(e) if e else None for name, e in estimates.items()}
+        console.show_json({"task": task, "model": model, "examples": len(result.scores), **rest, **values})
+        return
+    size, seconds = len(result.scores), result.cost.seconds
+    console.show(f"[bold]{escape(task)}[/] · {escape(model)} · {result.split}: {size} examples, {seconds:.1f} s")
+    for name, e in estimates.items():
+        if e is not None:
+            console.show(f"  {name:16} {e.value:6.1%}  {e.low:.1%} to {e.high:.1%}")
+    for name, value in result.by_criterion.items():
+        console.show(f"  {escape(name):16} {value:6.1%}")
+    lengths = ", ".join(f"{name} {value:.1f}" for name, value in result.completion_tokens.items())
+    console.show(f"  completion tokens: {lengths or 'none'}; failed answers: {result.policy_failures}")
+    if result.infrastructure_failures:
+        console.show(f"  without a score (the machinery failed): {result.infrastructure_failures}")

@@ -1,0 +1,67 @@
+"""What TRL's trainer is told: our few settings, and TRL's configuration made of them. Knows no rows and no model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from trl import GRPOConfig
+
+
+@dataclass(frozen=True)
+class GrpoSettings:
+    """What the trainer needs to know; see ``WeightSettings`` for the meaning of most."""
+
+    updates: int
+    learning_rate: float
+    warmup: int
+    schedule: str  # constant | linear | cosine
+    temperature: float
+    beta: float
+    loss: str
+    max_grad_norm: float
+    max_completion: int  # dr_grpo's divisor
+    max_tokens: int  # computed tokens per forward and backward pass
+    save_every: int
+    seed: int
+    share_prefixes: bool = True
+
+    def arguments(self, folder: Path, device: torch.device) -> GRPOConfig:
+        """TRL's configuration; checkpoints go to ``folder``."""
+        return GRPOConfig(
+            output_dir=str(folder),
+            max_steps=self.updates,
+            per_device_train_batch_size=2,  # TRL asks for a whole group; the rows come from ``sample``
+            num_generations=2,
+            max_completion_length=self.max_completion,
+            learning_rate=self.learning_rate,
+            max_grad_norm=self.max_grad_norm,
+            temperature=self.temperature,
+            beta=self.beta,
+            loss_type=self.loss,
+            epsilon_high=5.0 if self.loss == "cispo" else None,  # cispo's is a bound on the ratio itself
+            scale_rewards="none",  # advantages come scaled
+            disable_dropout=True,
+            gradient_checkpointing=False,
+            bf16=False,  # the model's own dtype
+            use_cpu=device.type == "cpu",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="steps",
+            save_steps=self.save_every,
+            save_total_limit=2,  # the newest may be half-written at a kill
+            ignore_data_skip=True,  # the data are a function of the update's index
+            report_to="none",
+            disable_tqdm=True,
+            seed=self.seed % 2**32,
+        )
+
+
+def rate(update: int, updates: int, warmup: int, schedule: str) -> float:
+    """The factor on the learning rate at ``update`` (from 0)."""
+    if update < warmup:
+        return (update + 1) / (warmup + 1)
+    left = (updates - update) / max(1, updates - warmup)
+    return {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[schedule]

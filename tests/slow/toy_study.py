@@ -1,0 +1,33 @@
+"""A study on hand-written parts as a process of its own, to be killed: python toy_study.py HOME SECONDS_PER_UPDATE."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+
+warnings.filterwarnings("ignore")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+# ruff: noqa: E402 - the folder of tests must be on the path first
+from toy import ToyEngine, ToyWeightLever, ToyWeightSettings, toy_task
+
+from colever.config import load_config
+from colever.optimizers.prompt_lever import PromptLever
+from colever.optimizers.sweep import sweep
+from colever.tracking.mlflow_tracker import MlflowTracker
+from colever.tracking.report import to_json
+
+home, pause = Path(sys.argv[1]), float(sys.argv[2])
+small = {"prompt.candidates": 2, "prompt.screen": 8, "prompt.examples": 16, "prompt.demos": 2}
+config = load_config(flags={"task": "toy", "model": "toy", "trials": 6}, overrides=small)
+report = sweep(
+    config, toy_task(), ToyEngine(), home, tracker=MlflowTracker(home),
+    levers=lambda p, w: {
+        "prompt": PromptLever(p),
+        "weights": ToyWeightLever(ToyWeightSettings(updates=6), lambda: time.sleep(pause)),
+    },
+)  # fmt: skip
+print(json.dumps(to_json(report)))

@@ -1,0 +1,204 @@
+"""The command line: exit status, messages, JSON, examples; one real study through the whole of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from colever import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+TASK = """
+import dataclasses
+import dspy
+from colever import Criterion, Rubric, Task
+
+def rows(start, count):
+    return [dspy.Example(question=str(i), answer=str(i)).with_inputs("question") for i in range(start, start + count)]
+
+class Echo(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.say = dspy.Predict("question -> answer")
+
+    def forward(self, question):
+        return self.say(question=question)
+
+class Stubborn(Echo):
+    def forward(self, question):
+        try:
+            self.say(question=question)
+        except Exception:
+            pass
+        return dspy.Prediction(answer="1")
+
+task = Task(
+    name="echo", program=Echo, train=rows(0, 6), dev=rows(10, 4), test=rows(20, 4),
+    rubric=Rubric([Criterion("same", lambda e, p, s: p.answer == e.answer)]), max_tokens=4,
+)
+two = dataclasses.replace(task, program=Stubborn, rubric=Rubric([Criterion("two", lambda e, p, s: 2.0)]))
+
+def broken():
+    raise RuntimeError("not today")
+"""
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """``colever`` with these arguments, in this process: exit status, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["colever", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    "command", ["", "tasks", "eval", "optimize", "sweep", "report", "ui", "doctor", "seed", "seed build", "seed info"]
+)
+def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
+    status, out, _ = run(*command.split(), "--help")
+    assert status == 0
+    if command != "seed":
+        assert "colever" in out.splitlines()[-3] + out.splitlines()[-2]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys, colever.cli; print(sorted({'torch', 'trl', 'mlflow', 'optuna', 'dspy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_tasks_are_listed(run: Run) -> None:
+    status, out, _ = run("tasks", "--json")
+    assert status == 0
+    assert set(json.loads(out)) == {"arithmetic", "routing", "lookup"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["eval", "nope"], "unknown task 'nope'; accepted: arithmetic"),
+        (["sweep", "nope.py:task"], "nope.py"),
+        (["sweep", "arithmetic", "--budget", "rollouts=-5"], "budget: rollouts=-5"),
+        (["sweep", "arithmetic", "--budget", "euros=5"], "unknown key 'euros'; accepted: rollouts"),
+        (["sweep", "arithmetic", "--budget", "rollouts"], "accepted: KEY=VALUE"),
+        (["sweep", "arithmetic", "--set", "weights.lr=1"], "weights.lr: unknown key"),
+        (["sweep", "arithmetic", "--trials", "0"], "trials"),
+        (["optimize", "arithmetic", "--schedule", "p,x"], "accepted: p and w"),
+        (["sweep", "arithmetic", "--config", "gone.yaml"], "gone.yaml"),
+        (["report", "nope", "--home", "gone"], "no study and no task"),
+        (["eval", "arithmetic", "--no-such-flag"], "no-such-flag"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_wrong_usage_is_said_and_ends_with_2(run: Run, arguments: list[str], said: str) -> None:
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert said in one_line(err)
+    assert out == ""
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("change", "attribute", "said"),
+    [
+        ("raise RuntimeError('at import')", "task", "at import"),
+        ("", "broken", "RuntimeError: not today"),
+        ("", "gone", "no 'gone'"),
+        ("task = dataclasses.replace(task, test=rows(30, 1))", "task", "has 1 example"),
+        ("task = dataclasses.replace(task, program=dspy.Module)", "task", "no predictors"),
+    ],
+)
+def test_a_task_that_cannot_be_used_ends_with_2(
+    run: Run, tmp_path: Path, change: str, attribute: str, said: str
+) -> None:
+    file = tmp_path / "my_task.py"
+    file.write_text(TASK + change)
+    status, _, err = run("eval", f"{file}:{attribute}")
+    assert status == 2
+    assert said in one_line(err)
+    assert "my_task.py" in one_line(err) or "echo" in one_line(err)
+
+
+def test_a_configuration_file_is_named(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("trails: 3\n")
+    status, _, err = run("sweep", "arithmetic", "--config", file)
+    assert status == 2
+    assert "c.yaml" in one_line(err)
+    assert "trails: unknown key" in one_line(err)
+
+
+def test_doctor_speaks_json(run: Run, tmp_path: Path) -> None:
+    _, out, _ = run("doctor", "--json", "--home", tmp_path)
+    found = {f["what"]: f["ok"] for f in json.loads(out)}
+    assert found["torch"]
+    assert found["home"]
+    assert "seed model" in found
+
+
+def test_a_criterion_out_of_range_ends_with_2(run: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    file = tmp_path / "my_task.py"
+    file.write_text(TASK)
+    status, _, err = run("eval", f"{file}:two", "--model", tiny_checkpoint)
+    assert status == 2
+    assert "criterion 'two' returned 2.0" in one_line(err)
+
+
+def test_a_study_through_the_whole_command_line(run: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    file, home = tmp_path / "my_task.py", tmp_path / "home"
+    file.write_text(TASK)
+    task = f"{file}:task"
+    small = ["--set", "prompt.candidates=1", "--set", "prompt.demos=1", "--model", tiny_checkpoint, "--home", home]
+    status, out, err = run("optimize", task, "--schedule", "p", "--study", "mine", "--json", *small)
+    assert (status, err) == (0, err)
+    first = json.loads(out)
+    assert first["finished"]
+    assert first["arms"][0]["schedule"] == "p"
+    assert first["table"]["weights"] is None or first["table"]["weights"]["score"] is None
+    folder = home / "studies" / "mine"
+    assert json.loads((folder / "report.json").read_text()) == first
+    assert "candidates: 1" in (folder / "config.yaml").read_text()
+    status, out, _ = run("report", "mine", "--json", "--home", home, "--out", tmp_path / "out")
+    assert (status, json.loads(out)) == (0, first)
+    assert (tmp_path / "out" / "report.json").exists()
+    status, out, _ = run("report", task, "--home", home)
+    assert status == 0
+    assert "base" in out
+    status, _, err = run("optimize", task, "--schedule", "w", "--study", "mine", *small)
+    assert status == 2
+    assert "schedules" in err
+
+
+def test_an_evaluation_of_a_candidate(run: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    file, candidate = tmp_path / "my_task.py", tmp_path / "c.json"
+    file.write_text(TASK)
+    prompts = {"say": {"instructions": "Say it again.", "demos": [{"question": "1", "answer": "1"}]}}
+    candidate.write_text(json.dumps({"prompts": prompts, "weights": {"kind": "base", "path": None, "digest": "base"}}))
+    arguments = ["eval", f"{file}:task", "--model", tiny_checkpoint, "--limit", "3", "--json"]
+    status, out, _ = run(*arguments, "--candidate", candidate)
+    assert status == 0
+    assert json.loads(out)["examples"] == 3
+    candidate.write_text("{}")
+    status, _, err = run(*arguments, "--candidate", candidate)
+    assert status == 2
+    assert "c.json" in one_line(err)

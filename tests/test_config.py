@@ -1,0 +1,67 @@
+"""Settings: strict keys, YAML, flags and overrides, messages that name the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from colever.config import SweepConfig, load_config, parse_pairs, parse_schedule
+from colever.errors import UsageError
+
+
+def test_the_resolved_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(
+        flags={"task": "t", "trials": 9}, overrides={"weights.learning_rate": 2e-5, "budget.rollouts": 10}
+    )
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+def test_flags_win_over_the_file_and_none_is_no_flag(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("task: a\nseed: 3\nweights: {updates: 7, learning_rate: 1e-5}\n")
+    config = load_config(file, flags={"task": "b", "seed": None}, overrides={"weights.updates": 8})
+    assert (config.task, config.seed, config.weights.updates, config.weights.learning_rate) == ("b", 3, 8, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("task: a\nwieghts: {}\n", "wieghts: unknown key"),
+        ("task: a\nweights: {lr: 1}\n", "weights.lr: unknown key; accepted here: "),
+        ("task: a\nprompt: {demos: -1}\n", "prompt.demos"),
+        ("task: a\nbudget: {rollouts: -5}\n", "budget: rollouts=-5"),
+        ("task: a\nbudget: {euros: 5}\n", "budget: unknown key 'euros'"),
+        ("task: a\nschedules: [p, q]\n", "schedule 'q'"),
+        ("- 1\n", "a mapping of settings"),
+        ("a: [\n", "not YAML"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        load_config(file)
+    assert said in str(caught.value)
+    assert "bad.yaml" in str(caught.value)
+
+
+def test_pairs_are_yaml_and_read_plain_exponents() -> None:
+    assert parse_pairs(["a.b=1e-4", "c=lora", "d=3"], "--set") == {"a.b": 1e-4, "c": "lora", "d": 3}
+    with pytest.raises(UsageError, match="--budget"):
+        parse_pairs(["rollouts"], "--budget")
+
+
+def test_a_schedule_is_letters_or_bettertogethers_arrows() -> None:
+    assert parse_schedule("p,w") == parse_schedule("p -> w") == ("prompt", "weights")
+    with pytest.raises(UsageError, match="accepted: p and w"):
+        parse_schedule("p,x")
+
+
+def test_a_study_is_named_after_task_model_and_seed() -> None:
+    assert SweepConfig(task="arithmetic").study_name == "arithmetic-seed-s0"
+    assert (
+        SweepConfig(task="dir/my_task.py:task", model="Qwen/Qwen3-0.6B", seed=2).study_name
+        == "my_task-task-Qwen3-0.6B-s2"
+    )

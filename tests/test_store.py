@@ -1,0 +1,140 @@
+"""Stored rounds: whole or absent, checked on reading, moved with their home."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from colever.errors import StoreError
+from colever.optimizers.store import EvaluationStore, RoundStore, read_sealed, study_lock, write_sealed
+from colever.types import Candidate, Cost, Evaluation, PredictorPrompt, RoundRecord, Weights
+
+EVALUATION = Evaluation(
+    "dev", ("a", "b"), (1.0, None), (1.0, None), {"right": 1.0}, {"solve": 3.5}, cost=Cost(rollouts=2)
+)
+PARENT = Candidate({"solve": PredictorPrompt("Say.", ({"q": "1", "a": "é"},))})
+
+
+def made(store: RoundStore, key: str = "k1") -> RoundRecord:
+    """A round whose weights lie in its work folder, as a lever leaves them."""
+    folder = store.workdir(key) / "out"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights of " + key.encode())
+    child = replace(PARENT, weights=Weights("full", str(folder), "digest-" + key))
+    return RoundRecord(
+        key,
+        "weights",
+        {"updates": 2},
+        7,
+        PARENT,
+        child,
+        EVALUATION,
+        EVALUATION,
+        True,
+        Cost(rollouts=9),
+        {"x": [(0, 1.0)]},
+    )
+
+
+def test_a_round_comes_back_equal_with_its_weights(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path)
+    assert store.get("k1") is None
+    stored = store.put(made(store))
+    assert store.get("k1") == stored
+    assert Path(stored.child.weights.path, "model.safetensors").read_bytes() == b"weights of k1"
+    assert not store.workdir("k1").exists()
+    assert [p.name for p in store.folder.iterdir()] == ["k1"]
+
+
+def test_a_home_may_be_moved(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path / "old")
+    first = store.put(made(store))
+    second = replace(made(store, "k2"), lever="prompt", parent=first.child, child=first.child)
+    store.put(second)
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    read = RoundStore(tmp_path / "new").get("k2")
+    assert read is not None
+    assert Path(read.child.weights.path) == tmp_path / "new" / "rounds" / "k1" / "weights"
+    assert read.child.digest == first.child.digest
+
+
+@pytest.mark.parametrize("damage", ["record", "weights", "missing", "cut"])
+def test_a_corrupt_round_is_named_and_kept(tmp_path: Path, damage: str) -> None:
+    store = RoundStore(tmp_path)
+    store.put(made(store))
+    record, weights = store.folder / "k1" / "record.json", store.folder / "k1" / "weights" / "model.safetensors"
+    if damage == "record":
+        data = json.loads(record.read_text())
+        data["value"]["record"]["accepted"] = False
+        record.write_text(json.dumps(data))
+    elif damage == "weights":
+        weights.write_bytes(b"weights of k0")
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        record.write_text(record.read_text()[:100])
+    with pytest.raises(StoreError, match="Delete the folder") as caught:
+        store.get("k1")
+    assert str(store.folder / "k1") in str(caught.value)
+    assert record.exists()
+
+
+def test_half_written_rounds_are_not_seen(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path)
+    (store.folder / ".k1.123.tmp").mkdir(parents=True)
+    store.workdir("k1").mkdir()
+    assert store.get("k1") is None
+
+
+def test_a_full_disk_leaves_no_half_round(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path)
+    record = made(store)
+    shutil.rmtree(Path(record.child.weights.path))  # copying will fail, as on a full disk
+    with pytest.raises(StoreError, match="k1"):
+        store.put(record)
+    assert [p.name for p in store.folder.iterdir()] == ["k1.part"]
+
+
+def test_one_at_a_time_computes_a_round(tmp_path: Path) -> None:
+    store, order = RoundStore(tmp_path), []
+
+    def work(name: str) -> None:
+        with store.lock("k1"):
+            order.append(f"{name} in")
+            order.append(f"{name} out")
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [o[0] for o in order] in (list("aabb"), list("bbaa"))
+
+
+def test_a_study_that_runs_elsewhere_is_said(tmp_path: Path) -> None:
+    second = study_lock(tmp_path, "s")
+    with study_lock(tmp_path, "s"), pytest.raises(StoreError, match="'s' is being run by another process"):
+        second.__enter__()
+    with study_lock(tmp_path, "s"):
+        pass
+
+
+def test_evaluations_are_kept_and_checked(tmp_path: Path) -> None:
+    store = EvaluationStore(tmp_path)
+    assert store.get("e") is None
+    store.put("e", EVALUATION)
+    assert store.get("e") == EVALUATION
+    path = tmp_path / "evaluations" / "e.json"
+    path.write_text(path.read_text().replace("3.5", "4.5"))
+    with pytest.raises(StoreError, match="Delete the file"):
+        store.get("e")
+
+
+def test_sealed_json_round_trips(tmp_path: Path) -> None:
+    write_sealed(tmp_path / "v.json", {"a": [1, "é", None, 0.1]})
+    assert read_sealed(tmp_path / "v.json") == {"a": [1, "é", None, 0.1]}

@@ -1,0 +1,215 @@
+"""A whole study on hand-written parts: arms first, search after, restarts, caps, locks, reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import ToyEngine, ToyWeightLever, ToyWeightSettings, toy_task
+
+from colever.config import load_config
+from colever.errors import ColeverError, LeverError, StoreError, UsageError
+from colever.optimizers.attribution import report_of
+from colever.optimizers.prompt_lever import PromptLever
+from colever.optimizers.store import study_lock
+from colever.optimizers.study import StudyFolder, find_study
+from colever.optimizers.sweep import sweep
+from colever.optimizers.tracker import NullTracker
+from colever.tracking.report import to_json
+from colever.types import RoundRecord, StudyReport
+
+SMALL = {"prompt.candidates": 2, "prompt.screen": 8, "prompt.examples": 16, "prompt.demos": 2}
+
+
+class Told(NullTracker):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+
+    def study_started(self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str) -> None:
+        self.events.append(("study", study, plan))
+
+    def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None:
+        self.events.append(("trial", number, schedule))
+
+    def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool) -> None:
+        self.events.append(("round", trial, index, record.lever, reused))
+
+    def study_stopped(self, reason: str) -> None:
+        self.events.append(("stopped", reason))
+
+
+def run(
+    home: Path, trials: int = 4, tracker: Any = None, on_update: Any = lambda: None, **overrides: Any
+) -> StudyReport:
+    task = overrides.pop("task", None) or toy_task()
+    engine = overrides.pop("engine", None) or ToyEngine()
+    config = load_config(flags={"task": "toy", "model": "toy", "trials": trials}, overrides=SMALL | overrides)
+    return sweep(
+        config, task, engine, home, tracker=tracker,
+        levers=lambda p, w: {"prompt": PromptLever(p), "weights": ToyWeightLever(ToyWeightSettings(), on_update)},
+    )  # fmt: skip
+
+
+def timeless(value: Any) -> Any:
+    """Without seconds, which no two runs share."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k != "seconds"}
+    return [timeless(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def test_the_arms_come_first_and_share_their_rounds(tmp_path: Path) -> None:
+    told = Told()
+    report = run(tmp_path, tracker=told)
+    assert [e[1:] for e in told.events if e[0] == "trial"] == [(0, "p"), (1, "w"), (2, "p,w"), (3, "w,p")]
+    assert [e[3:] for e in told.events if e[0] == "round"] == [
+        ("prompt", False), ("weights", False),
+        ("prompt", True), ("weights", False),
+        ("weights", True), ("prompt", False),
+    ]  # fmt: skip
+    assert [arm.schedule for arm in report.arms] == ["p", "w", "p,w", "w,p"]
+    assert report.finished
+    shared = sum(arm.cost.rollouts for arm in report.arms)
+    assert report.cost.rollouts < shared  # a shared round is charged to each arm, once to the sweep
+
+
+def test_the_report_has_the_public_form(tmp_path: Path) -> None:
+    report = run(tmp_path)
+    data = json.loads(json.dumps(to_json(report), allow_nan=False))
+    assert set(data["table"]) == {"base", "prompt", "weights", "both"}
+    for cell in data["table"].values():
+        assert cell["low"] <= cell["score"] <= cell["high"]
+        assert cell["gold_low"] <= cell["gold"] <= cell["gold_high"]
+    assert {"value", "low", "high", "resolved"} <= set(data["effects"]["interaction"])
+    assert {"order", "gain", "prompt_score"} <= set(data["effects"])
+    assert [t["at"] for t in data["thresholds"]] == [0.7, 0.8, 0.9]
+    assert set(data["parts"]) == {"p*,w0", "p0,w*", "p*,w*"}
+    assert set(data["watched"]["far"]) == {"base", "prompt", "weights", "both"}
+    assert data["table"]["base"]["score"] < data["table"]["both"]["score"]
+
+
+def test_run_again_it_computes_nothing_and_says_the_same(tmp_path: Path) -> None:
+    first, engine = run(tmp_path), ToyEngine()
+    assert run(tmp_path, engine=engine) == first
+    assert engine.calls == 0
+    assert report_of(find_study(tmp_path, "toy")) == report_of(find_study(tmp_path, "toy-toy-s0")) == first
+
+
+def test_after_the_arms_it_searches_and_a_longer_study_goes_on(tmp_path: Path) -> None:
+    at_once = run(tmp_path / "one", trials=7)
+    run(tmp_path / "two", trials=4)
+    run(tmp_path / "two", trials=6)
+    in_parts = run(tmp_path / "two", trials=7)
+    assert len(at_once.arms) == 7
+    assert timeless(to_json(in_parts)) == timeless(to_json(at_once))
+    first = [arm for arm in at_once.arms if arm.trial < 4]
+    assert [arm.schedule for arm in first] == ["p", "w", "p,w", "w,p"]
+
+
+@pytest.mark.parametrize("after", [1, 5])
+def test_an_interrupted_study_ends_with_the_same_report(tmp_path: Path, after: int) -> None:
+    whole = run(tmp_path / "whole", trials=5)
+    count = 0
+
+    def interrupt() -> None:
+        nonlocal count
+        count += 1
+        if count == after:
+            raise KeyboardInterrupt
+
+    told = Told()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", trials=5, on_update=interrupt, tracker=told)
+    assert told.events[-1] == ("stopped", "interrupted")
+    folder = StudyFolder(tmp_path / "cut", "toy-toy-s0")
+    assert not report_of(folder).finished
+    assert report_of(folder).table["base"].score is None
+    assert timeless(to_json(run(tmp_path / "cut", trials=5))) == timeless(to_json(whole))
+
+
+def test_a_failed_trial_is_recorded_raised_and_tried_again(tmp_path: Path) -> None:
+    def broken() -> None:
+        raise ValueError("no luck")
+
+    with pytest.raises(LeverError, match=r"trial 1 failed: the weights lever failed: ValueError: no luck"):
+        run(tmp_path, on_update=broken)
+    report = run(tmp_path)
+    assert sorted(arm.schedule for arm in report.arms) == ["p", "p,w", "w", "w,p"]
+    assert all(arm.trial != 1 for arm in report.arms)
+
+
+def test_a_cap_ends_the_study_with_what_it_has(tmp_path: Path) -> None:
+    report = run(tmp_path, **{"budget.rollouts": 60 + 330})
+    assert report.finished
+    assert [arm.schedule for arm in report.arms] == ["p"]
+    assert "Stopped in trial 1" in report.notes[0]
+    assert report.cost.rollouts <= 390
+    assert report.table["weights"].score is None
+    assert set(report.effects) == {"gain", "gain_score"}
+    more = run(tmp_path)
+    assert [arm.schedule for arm in more.arms] == ["p", "w", "p,w", "w,p"]
+
+
+def test_a_cap_on_less_than_base_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ColeverError, match="rollouts=10 is reached"):
+        run(tmp_path, **{"budget.rollouts": 10})
+
+
+def test_another_configuration_needs_another_name(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(UsageError, match=r"prompt.demos was 2, now 3.*--study"):
+        run(tmp_path, **{"prompt.demos": 3})
+    with pytest.raises(UsageError, match="its task changed"):
+        run(tmp_path, task=toy_task(max_tokens=9))
+
+
+def test_a_study_that_runs_elsewhere_is_left_alone(tmp_path: Path) -> None:
+    with study_lock(tmp_path / "studies" / "toy-toy-s0", "x"), pytest.raises(StoreError, match="another process"):
+        run(tmp_path)
+
+
+def test_a_corrupt_round_is_named_and_mended_by_deleting_it(tmp_path: Path) -> None:
+    whole = run(tmp_path)
+    record = next((tmp_path / "rounds").glob("*/record.json"))
+    good = record.read_text()
+    record.write_text(good[:-30])
+    with pytest.raises(StoreError, match=str(record.parent)):
+        run(tmp_path)
+    with pytest.raises(StoreError, match=str(record.parent)):
+        report_of(find_study(tmp_path, "toy"))
+    record.write_text(good)
+    assert run(tmp_path) == whole
+
+
+def test_a_corrupt_study_database_is_said(tmp_path: Path) -> None:
+    (tmp_path / "optuna.db").write_bytes(b"not a database, " * 100)
+    with pytest.raises(StoreError, match=r"optuna\.db"):
+        run(tmp_path)
+
+
+def test_a_searched_setting_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"weights\.speed"):
+        run(tmp_path, search={"weights.speed": [1, 2]})
+    with pytest.raises(UsageError, match="must lie in the range"):
+        run(tmp_path, search={"weights.updates": [1, 2]})
+
+
+def test_a_study_of_one_arm_has_no_shares(tmp_path: Path) -> None:
+    report = run(tmp_path, trials=1, schedules=["w,p,w,p"])
+    assert report.winner == "w,p,w,p"
+    assert report.table["both"].score is not None
+    assert report.table["weights"].score is not None  # the prefix w
+    assert report.table["prompt"].score is None
+    assert "interaction" not in report.effects
+
+
+def test_an_unknown_study_lists_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="none yet"):
+        find_study(tmp_path, "nope")
+    run(tmp_path)
+    with pytest.raises(UsageError, match="toy-toy-s0"):
+        find_study(tmp_path, "nope")
