@@ -81,9 +81,10 @@ class ProgramTrainer(GRPOTrainer):
         )
         self.processing_class = None  # no copy of it in every checkpoint
         self.remove_callback(PrinterCallback)
-        self._base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        if "ref" in getattr(self.model, "peft_config", {}):
-            self.model.delete_adapter("ref")  # the reference is the base model, not the parent's adapter
+        policy: Any = self.model
+        self._base: Any = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+        if "ref" in getattr(policy, "peft_config", {}):
+            policy.delete_adapter("ref")  # the reference is the base model, not the parent's adapter
         self._shape = ModelShape.of(self._base)
         self._branches = settings.share_prefixes and shared_prefix.supports_branches(self._base)
         if self._branches:
@@ -236,23 +237,22 @@ class ProgramTrainer(GRPOTrainer):
         """Linear warm-up whose first update is not 0, then constant, linear or cosine to 0."""
         if self.lr_scheduler is None:
             s = self.settings
-            self.lr_scheduler = LambdaLR(
-                optimizer or self.optimizer, lambda u: rate(u, s.updates, s.warmup, s.schedule)
-            )
+            trained: Any = optimizer or self.optimizer
+            self.lr_scheduler = LambdaLR(trained, lambda u: rate(u, s.updates, s.warmup, s.schedule))
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         super().log(logs, start_time)
         if "loss" not in logs:
             return  # the summary at the end
         names = {"kl": "kl", "clip_ratio/region_mean": "clip_fraction", "cispo_clip_ratio": "clip_fraction"}
-        metrics = {k: float(logs[k]) for k in ("loss", "grad_norm", "learning_rate") if k in logs}
+        metrics: Metrics = {k: float(logs[k]) for k in ("loss", "grad_norm", "learning_rate") if k in logs}
         metrics |= {new: float(logs[old]) for old, new in names.items() if logs.get(old) is not None}
         self._after_update(self.state.global_step - 1, metrics | self._notes)
 
-    def floating_point_ops(self, inputs: Any) -> float:
-        return 0.0  # counted in ``flops``
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # counted in ``flops``
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: a checkpoint is for this machine alone."""
@@ -265,7 +265,7 @@ class ProgramTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
             super()._save_checkpoint(model, trial)
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             seal_checkpoint(folder, self._remember())
         except OSError as error:
             raise LeverError(f"the checkpoint of update {self.state.global_step} cannot be written: {error}") from error
@@ -307,5 +307,5 @@ def _right(rows: Sequence[Sequence[Any]], pad: Any, width: int) -> torch.Tensor:
     return torch.tensor([list(r) + [pad] * (width - len(r)) for r in rows])
 
 
-def _no_reward(*args: Any, **kwargs: Any) -> list[float]:
+def _no_reward(*args: Any, **kwargs: Any) -> list[float | None]:
     raise LeverError("rewards come with the rows")

@@ -73,9 +73,9 @@ def _block_attention(block: Block, qkv: Sequence[torch.Tensor], scaling: float |
     query, *own = (x[block.trunk_slots :].unflatten(0, (block.rows, block.row_width)).transpose(1, 2) for x in qkv)
     outputs = []
     if block.trunk_width:
-        outputs.append(_sdpa(*trunk, scaling, causal=True))
+        outputs.append(_sdpa(trunk[0], trunk[1], trunk[2], scaling, causal=True))
         own = [torch.cat([_to_rows(block, above), x], 2) for above, x in zip(trunk[1:], own, strict=True)]
-    outputs.append(_sdpa(query, *own, scaling, mask=block.mask(query.dtype)))
+    outputs.append(_sdpa(query, own[0], own[1], scaling, mask=block.mask(query.dtype)))
     return [out.transpose(1, 2).flatten(0, 1) for out in outputs]
 
 
@@ -104,7 +104,7 @@ def _sdpa(
 
 
 @contextmanager
-def branch_attention_in(model: torch.nn.Module) -> Iterator[None]:
+def branch_attention_in(model: Any) -> Iterator[None]:
     """Within, the model's attention is ``branch_attention``; its own comes back afterwards."""
     from transformers import AttentionInterface
 
@@ -118,7 +118,7 @@ def branch_attention_in(model: torch.nn.Module) -> Iterator[None]:
         config._attn_implementation_internal = before
 
 
-def supports_branches(model: torch.nn.Module) -> bool:
+def supports_branches(model: Any) -> bool:
     """Whether the model's attention can be exchanged and sees everything before it (no sliding window, no experts)."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -132,7 +132,7 @@ def supports_branches(model: torch.nn.Module) -> bool:
 # --- log-probabilities ---------------------------------------------------------------------------
 
 
-def add_branches(model: torch.nn.Module, temperature: float) -> None:
+def add_branches(model: Any, temperature: float) -> None:
     """Let ``model(branches=layout)`` return (log-probabilities (N,), entropies (N,)) of the layout's labels.
 
     Goes through the model's own ``forward``, so that PEFT and data-parallel wrappers around it stay in the path.
@@ -156,7 +156,7 @@ def add_branches(model: torch.nn.Module, temperature: float) -> None:
 
 
 def token_logprobs(
-    model: torch.nn.Module, hidden_NE: torch.Tensor, label_N: torch.Tensor, temperature: float
+    model: Any, hidden_NE: torch.Tensor, label_N: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each label and entropy (no gradient) under ``softmax(logits / temperature)``."""
     head = model.get_output_embeddings()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
+from filelock import FileLock
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -273,13 +274,24 @@ def _entry(trial: optuna.trial.FrozenTrial) -> TrialEntry:
 
 def _open_study(folder: StudyFolder) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{folder.home / 'optuna.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
-    )
+    path = folder.home / "optuna.db"
+    with FileLock(folder.home / "optuna.lock"):
+        if not path.exists():  # made aside and renamed: a kill leaves no half-made database
+            fresh = folder.home / ".optuna.db.tmp"
+            fresh.unlink(missing_ok=True)
+            made = _storage(fresh)
+            made.remove_session()
+            made.engine.dispose()
+            fresh.replace(path)
+        storage = _storage(path)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)  # a first round says little of an order
     return optuna.create_study(
         storage=storage, study_name=folder.name, direction="maximize", load_if_exists=True, pruner=pruner
     )
+
+
+def _storage(path: Path) -> optuna.storages.RDBStorage:
+    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
 
 
 def _sampler(kind: str, seed: int) -> optuna.samplers.BaseSampler:

@@ -68,7 +68,7 @@ def make_round(lever: LeverName, prefix: str, parent: Candidate, workdir: Path |
     before, after = (evaluation(*LEVELS[key]) for key in (prefix, after_prefix))
     settings: dict[str, object] = {"way": "choice", "candidates": 8, "demos": 4}
     metrics: dict[str, list[tuple[int, float]]] = {
-        "search/score": [(i, before.score + (after.score - before.score) * rng.random()) for i in range(8)]
+        "train/screen": [(i, before.score + (after.score - before.score) * rng.random()) for i in range(8)]
     }
     cost = Cost(448, 30_000, 19_000, 0, 2.1e12, 31.0)
     if lever == "prompt":
@@ -114,13 +114,12 @@ def training_curves(
         return start - 0.06 + (end - start) * (1 - math.exp(-3 * i / updates)) + rng.gauss(0, 0.012)
 
     return {
-        "train/reward": [(i, climb(i)) for i in range(1, updates + 1)],
-        "train/kl": [(i, 0.0004 * i + abs(rng.gauss(0, 0.0006))) for i in range(1, updates + 1)],
-        "train/constant_groups": [
-            (i, min(1.0, 0.15 + 0.3 * i / updates + rng.gauss(0, 0.03))) for i in range(1, updates + 1)
-        ],
-        "train/completion_tokens": [(i, 24 + 8 * i / updates + rng.gauss(0, 0.5)) for i in range(1, updates + 1)],
-        "train/grad_norm": [(i, 0.8 + rng.gauss(0, 0.1)) for i in range(1, updates + 1)],
+        "reward": [(i, climb(i)) for i in range(1, updates + 1)],
+        "entropy": [(i, 0.4 - 0.006 * i + rng.gauss(0, 0.01)) for i in range(1, updates + 1)],
+        "constant_share": [(i, min(1.0, 0.15 + 0.3 * i / updates + rng.gauss(0, 0.03))) for i in range(1, updates + 1)],
+        "completion_tokens/work": [(i, 24 + 8 * i / updates + rng.gauss(0, 0.5)) for i in range(1, updates + 1)],
+        "completion_tokens/check": [(i, 11 + rng.gauss(0, 0.3)) for i in range(1, updates + 1)],
+        "grad_norm": [(i, 0.8 + rng.gauss(0, 0.1)) for i in range(1, updates + 1)],
     }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from synthetic_study import BASE, evaluation, make_report, make_trials
+from synthetic_study import BASE, around, evaluation, make_report, make_trials
 
 from colever.errors import StoreError
 from colever.optimizers.tracker import Tracker
@@ -137,8 +137,8 @@ def test_round_runs_hold_curves_gain_and_tags(told: Path) -> None:
     record = make_trials()[2].rounds[1]
     (run,) = runs_of(told, kind="round", trial="2", round="2")
     curve = history(told, run, "train/reward")
-    assert [step for step, _ in curve] == [step for step, _ in record.metrics["train/reward"]]
-    assert [value for _, value in curve] == pytest.approx([v for _, v in record.metrics["train/reward"]], abs=1e-4)
+    assert [step for step, _ in curve] == [step for step, _ in record.metrics["reward"]]
+    assert [value for _, value in curve] == pytest.approx([v for _, v in record.metrics["reward"]], abs=1e-4)
     assert run.data.metrics["gain"] == pytest.approx(record.after.score - record.before.score, abs=1e-4)
     tags = run.data.tags
     assert (tags["lever"], tags["accepted"], tags["reused"], tags["after"]) == ("weights", "yes", "no", "prompt")
@@ -266,6 +266,17 @@ def test_a_changed_parameter_becomes_a_tag(home: Path) -> None:
     (run,) = runs_of(home, kind="study")
     assert run.data.params["trials"] == "4"
     assert run.data.tags["now.trials"] == "8"
+
+
+def test_a_study_that_ends_again_shows_its_new_values(home: Path) -> None:
+    tracker, report = MlflowTracker(home), make_report()
+    for gold in (0.943, 0.93, 0.93):
+        start(tracker)
+        cell = replace(report.table["both"], gold=around(gold))
+        tracker.study_finished(replace(report, table={**report.table, "both": cell}))
+    (run,) = runs_of(home, kind="study")
+    assert run.data.metrics["test/both"] == pytest.approx(0.93)
+    assert [value for _, value in history(home, run, "test/both")] == pytest.approx([0.93, 0.943])
 
 
 def test_a_replaced_round_takes_the_place_of_the_old_one(home: Path) -> None:

@@ -143,11 +143,11 @@ def test_a_failed_trial_is_recorded_raised_and_tried_again(tmp_path: Path) -> No
 
 
 def test_a_cap_ends_the_study_with_what_it_has(tmp_path: Path) -> None:
-    report = run(tmp_path, **{"budget.rollouts": 60 + 330})
+    report = run(tmp_path, **{"budget.rollouts": 60 + 250})
     assert report.finished
     assert [arm.schedule for arm in report.arms] == ["p"]
     assert "Stopped in trial 1" in report.notes[0]
-    assert report.cost.rollouts <= 390
+    assert report.cost.rollouts <= 310
     assert report.table["weights"].score is None
     assert set(report.effects) == {"gain", "gain_score"}
     more = run(tmp_path)

@@ -10,22 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colever.tracking.report import ARMS, EFFECTS, main_effects, spelled, verdict
-from colever.types import Cell, Estimate, RoundRecord, StudyReport
+from colever.types import Cell, Estimate, StudyReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Points = Sequence[tuple[int, float]]
 # Okabe and Ito's palette: told apart by colour-blind readers, and in print.
 GREY, ORANGE, BLUE, GREEN, RED, INK = "#8c8c8c", "#e69f00", "#0072b2", "#009e73", "#d55e00", "#262626"
 LEVER_COLOURS = {"base": GREY, "prompt": ORANGE, "weights": BLUE, "both": GREEN, "interaction": GREY}
 PALETTE = (GREEN, "#cc79a7", "#56b4e9", RED, "#f0e442", GREY, INK, "#7f3c8d")  # of arms that pull both levers
-# The training curves that are drawn, with their axis labels; others are MLflow metrics only.
+# The training curves that are drawn, with their axis labels (one line per predictor where the lever logs
+# ``<name>/<predictor>``); others are MLflow metrics only.
 CURVES = {
-    "train/reward": "reward (mean)",
-    "train/kl": "KL (nats)",
-    "train/constant_groups": "constant groups (share)",
-    "train/completion_tokens": "completion length (tokens)",
+    "reward": "reward (mean)",
+    "constant_share": "constant groups (share)",
+    "entropy": "entropy (nats per token)",
+    "completion_tokens": "completion length (tokens)",
 }
 
 
@@ -127,18 +129,23 @@ def rubric_and_gold(report: StudyReport) -> Figure | None:
 
 
 def training(report: StudyReport) -> Figure | None:
-    """Reward, KL, constant groups and completion length over the updates of the winner's weight rounds."""
-    rounds = [(i, r) for i, r in enumerate(report.path, 1) if r.lever == "weights"]
-    names = [name for name in CURVES if any(r.metrics.get(name) for _, r in rounds)]
-    if not names:
+    """Reward, constant groups, entropy and completion length over the updates of the winner's weight rounds."""
+    lines: dict[str, list[tuple[str, Points]]] = {name: [] for name in CURVES}
+    for index, record in enumerate(report.path, 1):
+        for key, curve in record.metrics.items() if record.lever == "weights" else ():
+            name, _, predictor = key.removeprefix("train/").partition("/")
+            if name in lines and curve:
+                lines[name].append((f"round {index}" + (f", {predictor}" if predictor else ""), curve))
+    drawn = [name for name in CURVES if lines[name]]
+    if not drawn:
         return None
-    figure, axes = _figure(len(names), f"{report.task}: training in the winner's weight rounds", columns=2)
-    for axis, name in zip(axes, names, strict=True):
-        for colour, (index, record) in zip((BLUE, GREEN, ORANGE, RED), rounds, strict=False):
-            _curve(axis, record, name, colour, f"round {index}")
+    figure, axes = _figure(len(drawn), f"{report.task}: training in the winner's weight rounds", columns=2)
+    for axis, name in zip(axes, drawn, strict=True):
+        for colour, (label, curve) in zip((BLUE, *PALETTE), lines[name], strict=False):
+            _curve(axis, curve, colour, label)
         axis.set_xlabel("update")
         axis.set_ylabel(CURVES[name])
-    axes[0].legend(frameon=False, loc="lower right", fontsize=9)
+        axis.legend(frameon=False, loc="best", fontsize=9)
     return figure
 
 
@@ -187,9 +194,8 @@ def _effects(axis: Axes, effects: Mapping[str, Estimate], measure: str) -> None:
     axis.margins(y=0.15)
 
 
-def _curve(axis: Axes, record: RoundRecord, name: str, colour: str, label: str) -> None:
+def _curve(axis: Axes, curve: Points, colour: str, label: str) -> None:
     """The raw values faintly, and their running mean over a tenth of the curve."""
-    curve = record.metrics.get(name) or []
     x, y = [step for step, _ in curve], [value for _, value in curve]
     window = max(1, len(y) // 10)
     smooth = [sum(y[max(0, i - window + 1) : i + 1]) / len(y[max(0, i - window + 1) : i + 1]) for i in range(len(y))]

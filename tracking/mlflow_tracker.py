@@ -69,7 +69,8 @@ class MlflowTracker:
             self._log_params(run, numbers.params_of({k: v for k, v in config.items() if not isinstance(v, Mapping)}))
             self._client.log_dict(self._study_run, json.loads(json.dumps(dict(config), default=str)), "config.json")
             self._log(self._study_run, tags={NOTE: f"Running: {plan}", "stopped": "no"})
-            self._write_views("score")
+            base = self._find(kind="base")
+            self._write_views("gold" if base is not None and "dev/gold" in base.data.metrics else "score")
 
     def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None:
         with self._guarded():
@@ -135,7 +136,9 @@ class MlflowTracker:
                 if (value := tested.get(run.data.tags["trial"])) is not None:
                     self._log(run.info.run_id, [(f"test/{measure}", 0, round(value, 4))], run.info.start_time)
             tags = {NOTE: study_note(report), "winner": report.winner}
-            self._log(self._study_run, numbers.of_study(report), study.info.start_time, tags)
+            # A study may end again, with more trials: of two values at one time, MLflow would show the larger.
+            changed = [p for p in numbers.of_study(report) if study.data.metrics.get(p[0]) != p[2]]
+            self._log(self._study_run, changed, _now(), tags)
             self._client.log_dict(self._study_run, to_json(report), "report.json")
             self._log_figures(report)
             self._write_views(measure)
@@ -230,6 +233,7 @@ class MlflowTracker:
             self._log(run.info.run_id, numbers.of_base(state), run.info.start_time)
             self._log_params(run, {"schedule": "base"})
             self._client.set_terminated(run.info.run_id, "FINISHED")
+            self._write_views("score" if state.gold is None else "gold")
 
     def _log_round(self, run: Run, record: RoundRecord) -> None:
         self._log(run.info.run_id, numbers.of_round(record), run.info.start_time)

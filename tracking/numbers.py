@@ -70,13 +70,13 @@ def of_base(state: Evaluation) -> Iterator[Point]:
 
 
 def of_round(record: RoundRecord) -> Iterator[Point]:
-    """What the pull made, kept or not, its gain in dev score, its cost, and its curves as the lever named them."""
+    """What the pull made, kept or not, its gain in dev score, its cost, and its curves under ``train/``."""
     yield from of_evaluation(record.after, 0)
     yield from _points(0, {"gain": record.after.score - record.before.score})
     yield from of_cost(record.cost)
     for key, curve in record.metrics.items():
         for step, value in curve:
-            yield from _points(step, {key: value})
+            yield from _points(step, {f"train/{key.removeprefix('train/')}": value})
 
 
 def of_trial(record: TrialRecord) -> Iterator[Point]:

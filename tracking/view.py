@@ -67,7 +67,7 @@ def study_views(study: str, measure: str) -> list[View]:
         ],
         sections=[
             ("1 Gain of each round", [_bar("gain"), _bar(main)]),
-            ("2 Training", [_line("train/reward", "step"), _line("train/kl", "step")]),
+            ("2 Training", [_line("train/reward", "step"), _line("train/entropy", "step")]),
         ],
     )
     return [arms, rounds]
