@@ -9,6 +9,7 @@ import dspy
 
 from colever.types import digest_of
 
+_RANDOM = {"stage"}  # dspy.Predict draws it anew in every process
 _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
@@ -35,7 +36,7 @@ def program_digest(program: dspy.Module) -> str:
         ]
         for name, p in program.named_predictors()
     ]
-    plain = {k: repr(v) for k, v in sorted(vars(program).items()) if isinstance(v, _PLAIN)}
+    plain = {k: repr(v) for k, v in sorted(vars(program).items()) if isinstance(v, _PLAIN) and k not in _RANDOM}
     return digest_of([kind.__qualname__, source, predictors, plain])
 
 

@@ -203,7 +203,7 @@ def make_report(trials: Sequence[TrialRecord] | None = None) -> StudyReport:
             "gain": Estimate(0.322, 0.291, 0.353),
             "prompt_score": Estimate(0.104, 0.085, 0.123),
             "weights_score": Estimate(0.191, 0.168, 0.214),
-            "interaction_score": Estimate(0.0, -0.03, 0.03, resolved=False),
+            "interaction_score": Estimate(-0.101, -0.213, 0.103, resolved=False),
             "order_score": Estimate(0.055, 0.035, 0.076),
             "gain_score": Estimate(0.295, 0.27, 0.32),
         },

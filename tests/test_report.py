@@ -40,7 +40,7 @@ def test_verdict_is_first_and_every_table_fits_80_columns() -> None:
 
 
 def test_score_and_gold_stand_side_by_side_with_intervals() -> None:
-    row = next(line for line in text_of(make_report()).splitlines() if "both levers" in line)
+    row = next(line for line in text_of(make_report()).splitlines() if line.split()[:2] == ["both", "p,w"])
     assert "94.3 % [92.2, 96.4]" in row
     assert "94.6 % [92.5, 96.7]" in row
 
@@ -59,7 +59,7 @@ def test_path_lengths_thresholds_costs_survival_and_condition_are_there() -> Non
         "Watched split: longer chains",
         "70 % prompt 1 448",
         "conditional on this one training run",
-        "gained +32.4 points there and +32.2 on test, 99% of it",
+        "gained +32.4 points there and +32.2 on test, 99 % of it",
         "5,568",
     ):
         assert piece in text

@@ -26,11 +26,11 @@ EFFECTS = {
     "weights": "weight lever",
     "interaction": "interaction",
     "order": "p,w over w,p",
-    "gain": "winner over base",
+    "gain": "in all",
 }
 CONDITIONAL = (
-    "Intervals are 95 %, by a paired bootstrap over test examples; they are conditional on this one training run "
-    "(another seed may differ by more)."
+    "Intervals are 95 % over test examples (effects: paired bootstrap) and conditional on this one training run: "
+    "another seed may differ by more."
 )
 
 
@@ -74,7 +74,7 @@ def render(report: StudyReport) -> RenderableType:
     """The whole report as one rich renderable; reads well from 80 columns on."""
     parts: list[RenderableType] = [Text(verdict(report), style="bold"), Text()]
     if report.finished:
-        parts += _titled(f"Arms on test: {report.model}, chosen on dev", _arms_table(report, report.table, ARMS))
+        parts += _titled(f"Arms on test: {report.model}, chosen on dev", _arms_table(report, report.table))
         if report.effects:
             parts += _titled("What each lever earned on test, in points", _effects_table(report))
         if report.parts:
@@ -85,7 +85,7 @@ def render(report: StudyReport) -> RenderableType:
     parts += _titled(f"First above the level on that path ({_measure(report)}, dev)", _thresholds_table(report))
     parts += _titled(f"Every trial ({_measure(report)}; a shared round is charged in full)", _trials_table(report))
     for split, cells in report.watched.items():
-        parts += _titled(f"Watched split: {split}", _arms_table(report, cells, ARMS))
+        parts += _titled(f"Watched split: {split}", _arms_table(report, cells))
     parts += [Text(f"· {line}", style="dim") for line in _footnotes(report)]
     return Group(*parts)
 
@@ -93,17 +93,17 @@ def render(report: StudyReport) -> RenderableType:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def _arms_table(report: StudyReport, cells: Mapping[str, Cell], labels: Mapping[str, str]) -> Table:
-    table = _table("arm", "schedule", *_estimate_columns(report), "dev")
+def _arms_table(report: StudyReport, cells: Mapping[str, Cell]) -> Table:
+    """The arms with the dev score that chose each; the winner's stands out."""
+    table = _table("arm", "schedule", *_estimate_columns(report), "dev score")
     for name, cell in cells.items():
-        label = labels.get(name, name)
         if cell.score is None and name != "base":
             blanks = [""] * (len(_estimate_columns(report)) - 1)
-            table.add_row(label, cell.schedule, "not pulled", *blanks, _share(cell.dev), style="dim")
+            table.add_row(name, cell.schedule, "not pulled", *blanks, _share(cell.dev), style="dim")
             continue
         winner = name != "base" and cell.schedule in (report.winner, kept_schedule(report))
         table.add_row(
-            label, cell.schedule, *_estimates(report, cell), _share(cell.dev), style="bold green" if winner else None
+            name, cell.schedule, *_estimates(report, cell), _share(cell.dev), style="bold green" if winner else None
         )
     return table
 
@@ -192,7 +192,7 @@ def _footnotes(report: StudyReport) -> Iterable[str]:
     if not report.finished:
         yield "The study is not finished: test is read once, when it ends, so everything here is dev."
     if report.dev_gain is not None and report.test_gain is not None:
-        survived = f", {report.test_gain / report.dev_gain:.0%} of it" if report.dev_gain > 0 else ""
+        survived = f", {100 * report.test_gain / report.dev_gain:.0f} % of it" if report.dev_gain > 0 else ""
         gained = f"{100 * report.dev_gain:+.1f} points there and {100 * report.test_gain:+.1f} on test{survived}"
         yield f"Chosen on dev: gained {gained}."
     if report.has_gold:
@@ -260,7 +260,7 @@ def _interval(estimate: Estimate | None) -> str:
 def _effect(effect: Estimate | None) -> str:
     if effect is None:
         return "–"
-    interval = f"{100 * effect.value:+.1f} [{100 * effect.low:+.1f}, {100 * effect.high:+.1f}]"
+    interval = f"{100 * effect.value:+.1f} [{100 * effect.low:.1f}, {100 * effect.high:.1f}]"
     return interval if effect.resolved else interval + " unresolved"
 
 

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from colever.errors import StoreError
 
 if TYPE_CHECKING:
@@ -58,10 +60,26 @@ def open_client(home: Path, wait: float = WAIT_SECONDS) -> MlflowClient:
 
         for name, level in _NOISY.items():
             logging.getLogger(name).setLevel(level)
+        _make_database(home)
         uri = tracking_uri(home)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
         return client
+
+
+def _make_database(home: Path) -> None:
+    """Where there is none: made aside and renamed, since a kill amid the migrations would leave one that never opens."""
+    from mlflow import MlflowClient
+
+    path = database(home)
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists():
+            return
+        fresh = path.with_name(".mlflow.db.tmp")
+        fresh.unlink(missing_ok=True)
+        uri = f"sqlite:///{fresh}"
+        MlflowClient(tracking_uri=uri, registry_uri=uri).search_experiments(max_results=1)
+        os.replace(fresh, path)
 
 
 @contextlib.contextmanager
