@@ -29,7 +29,8 @@ SUBJECTS = {
 CODE_BOOK = {"billing": "K3", "shipping": "R8", "account": "D1", "hardware": "T6", "software": "M2", "travel": "B9"}
 ONE = [
     "hello, my {b} has a problem", "the {b} i got is not right", "we need a new {b}",
-    "could someone look into the {b}?", "i am not happy with the {b}", "where is my {b}?", "the {b} is missing again", "it is about the {b}",
+    "could someone look into the {b}?", "i am not happy with the {b}", "where is my {b}?",
+    "the {b} is missing again", "it is about the {b}",
 ]  # fmt: skip
 TWO = [
     "the {a} is ok now. the {b} is not", "thanks for the {a}, but where is the {b}?",

@@ -111,6 +111,7 @@ class TestBundled:
     def test_wordings_are_not_in_the_seed_mixture(self, name: str) -> None:
         groups = [words.ARITHMETIC, words.REVIEW, words.AGENT, words.TOPIC, words.EXTRACT]
         known = {w for g in groups for wordings in g.values() for w in wordings} | set(words.REPLY)
+        known |= {w for templates in words.COMPOSED.values() for t in templates for w in words.expand(t)}
         task = load_task(name)
         offered = [w for wordings in task.instructions.values() for w in wordings]
         offered += [p.instructions for p in task.base_candidate().prompts.values()]
@@ -129,7 +130,11 @@ class TestBundled:
 
 def test_routing_pairs_are_unknown_to_the_seed_mixture() -> None:
     assert not set(routing.CODE_BOOK) & set(words.KEYS)
-    assert not {"ticket", "team"} & {name for pair in words.MAPPING_FIELDS for name in pair}
+    assert not {"ticket", "team"} & {
+        *words.FIELD_NAMES,
+        *words.KEYS,
+        *(n for pair in words.MAPPING_FIELDS for n in pair),
+    }
     assert not set(routing.ONE + routing.TWO) & {t.replace("{a}", "{b}") for t in words.TEXT_ONE} | set(
         words.TEXT_TWO
     ) & set(routing.TWO)

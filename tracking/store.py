@@ -68,7 +68,7 @@ def open_client(home: Path, wait: float = WAIT_SECONDS) -> MlflowClient:
 
 
 def _make_database(home: Path) -> None:
-    """Where there is none: made aside and renamed, since a kill amid the migrations would leave one that never opens."""
+    """Where there is none: made aside and renamed, since a kill amid the migrations leaves one that never opens."""
     from mlflow import MlflowClient
 
     path = database(home)

@@ -67,14 +67,17 @@ def serve(
     ``announce`` is told the address once the server answers. Raises UsageError for a port in use or an unknown
     study, InfrastructureError if the server does not come up or ends by itself.
     """
-    with _stop_on_sigterm(), start(home, host, port, study_or_task=study_or_task) as server:
+    with (
+        _stop_on_sigterm(),
+        start(home, host, port, study_or_task=study_or_task) as server,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
         if announce is not None:
             announce(server.url)
         if open_browser:
             webbrowser.open(server.url)
-        with contextlib.suppress(KeyboardInterrupt):
-            status = server.wait()
-            raise InfrastructureError(f"the MLflow server ended by itself with exit status {status}")
+        status = server.wait()
+        raise InfrastructureError(f"the MLflow server ended by itself with exit status {status}")
     return server.url
 
 

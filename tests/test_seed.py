@@ -1,0 +1,114 @@
+"""The seed model: its mixture says what it claims, its build resumes exactly, and the shipped checkpoint is whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from random import Random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from colever.engines.lm import seed_path
+from colever.engines.seed import mixture, words
+from colever.engines.seed.build import STATE, Recipe, _pad, build
+from colever.engines.seed.tokenizer import ASSISTANT, END, train_tokenizer
+from colever.errors import UsageError
+
+TINY = Recipe(
+    steps=4, broad_from=2, conversations=4, warmup=1, vocabulary=400, tokenizer_conversations=40, hidden=32, layers=1,
+    intermediate=32,
+)  # fmt: skip
+
+
+def test_both_readings_of_a_chain() -> None:
+    assert mixture.evaluate([2, 3, 4], ["+", "*"], True) == (["3 * 4 = 12", "2 + 12 = 14"], 14)
+    assert mixture.evaluate([2, 3, 4], ["+", "*"], False) == (["2 + 3 = 5", "5 * 4 = 20"], 20)
+
+
+@pytest.mark.parametrize("broad", [False, True])
+def test_every_conversation_reads_back_through_dspys_adapter(broad: bool) -> None:
+    import dspy
+
+    adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
+    for i in range(60):
+        drawn = mixture.sample(Random(i), broad)
+        outputs = {n: (kind, dspy.OutputField()) for n, kind, out in drawn.fields if out}
+        inputs = {n: (kind, dspy.InputField()) for n, kind, out in drawn.fields if not out}
+        signature = dspy.Signature({**inputs, **outputs}, drawn.instructions)
+        answer = adapter.parse(signature, mixture.messages(drawn)[-1]["content"])
+        assert answer == {name: drawn.turns[-1][name] for name in outputs}
+
+
+def test_wordings_decide_the_style() -> None:
+    for i in range(400):
+        drawn = mixture.arithmetic(Random(i), 1, True)
+        asked = {
+            s
+            for s in ("steps", "direct")
+            for t in words.COMPOSED[s]
+            for w in words.expand(t)
+            if w in drawn.instructions
+        }
+        if len(asked) == 1:
+            work = list(drawn.turns[0].values())[1]
+            assert ("=" in work) == (asked == {"steps"}), drawn
+
+
+def test_composed_wordings_are_what_templates_stand_for() -> None:
+    assert words.expand("[a|b] c[| d].") == ["a c.", "a c d.", "b c.", "b c d."]
+    for style, templates in words.COMPOSED.items():
+        known = {w for t in templates for w in words.expand(t)}
+        assert {words.compose(Random(i), style) for i in range(50)} <= known
+
+
+def test_tokenizer_is_exact_and_splits_digits() -> None:
+    texts = [m["content"] for i in range(60) for m in mixture.messages(mixture.sample(Random(i)))]
+    tokenizer = train_tokenizer(texts, 600)
+    for i in range(40):
+        chat = mixture.messages(mixture.sample(Random(1000 + i), True))
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+        assert tokenizer.decode(tokenizer.apply_chat_template(chat, return_dict=False)) == text
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("1024")) == ["1", "0", "2", "4"]
+
+
+def test_loss_is_on_answers_alone() -> None:
+    pad, start, end, system, user = 0, 4, 1, 2, 3
+    row = [system, 9, end, user, 9, end, start, 7, 7, end, user, 8, end, start, 6, end]
+    ids, mask = _pad([row, row[:10]], pad, start, end)
+    assert ids[0][mask[0]].tolist() == [7, 7, end, 6, end]
+    assert ids[1][mask[1]].tolist() == [7, 7, end]
+
+
+def test_an_interrupted_build_ends_with_the_same_weights(tmp_path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    build(whole, TINY, device="cpu")
+
+    def stop(step: int, *_: float) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(parts, TINY, device="cpu", on_step=stop, save_every=1)
+    assert (parts / STATE).exists()
+    with pytest.raises(UsageError, match="another recipe"):
+        build(parts, replace(TINY, steps=9), device="cpu")
+    card = build(parts, TINY, device="cpu")
+    assert card["recipe"]["steps"] == 4
+    assert not (parts / STATE).exists()
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (whole, parts))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_shipped_checkpoint() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = seed_path()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 8 * 2**20
+    assert 0.5e6 < model.num_parameters() < 1.5e6
+    assert model.config.model_type == "qwen3"
+    assert {t.dtype for t in model.parameters()} == {torch.float32}
+    assert tokenizer.convert_tokens_to_ids([ASSISTANT, END]) == [4, tokenizer.eos_token_id]
+    assert json.loads((folder / "card.json").read_text())["recipe"] == json.loads(json.dumps(vars(Recipe())))
