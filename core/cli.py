@@ -199,11 +199,12 @@ def seed_build(
         from colever.engines.lm import seed_path
         from colever.engines.seed.build import Recipe, build
 
-        given = {key: value for key, value in {"steps": steps, "seed": seed}.items() if value is not None}
+        recipe = Recipe() if seed is None else Recipe(seed=seed)
+        recipe = recipe if steps is None else recipe.scaled(steps)
         folder = out or seed_path()
         with console.progress() as drawn:
             card = build(
-                folder, Recipe(**given), device=device,
+                folder, recipe, device=device,
                 on_step=lambda n, total, loss, rate: drawn.update(n, total, f"loss {loss:.3f}, {rate:,.0f} tokens/s"),
             )  # fmt: skip
     console.say(f"seed model in {folder}: {card['parameters']:,} parameters, loss {card['loss']}, {card['seconds']} s")

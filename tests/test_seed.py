@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from random import Random
 
 import pytest
@@ -111,4 +111,4 @@ def test_the_shipped_checkpoint() -> None:
     assert model.config.model_type == "qwen3"
     assert {t.dtype for t in model.parameters()} == {torch.float32}
     assert tokenizer.convert_tokens_to_ids([ASSISTANT, END]) == [4, tokenizer.eos_token_id]
-    assert json.loads((folder / "card.json").read_text())["recipe"] == json.loads(json.dumps(vars(Recipe())))
+    assert json.loads((folder / "card.json").read_text())["recipe"] == json.loads(json.dumps(asdict(Recipe())))

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -49,6 +49,10 @@ class Recipe:
     heads: int = 4
     kv_heads: int = 2
     positions: int = 4096
+
+    def scaled(self, steps: int) -> Recipe:
+        """The same recipe in ``steps`` steps, its parts in proportion."""
+        return replace(self, steps=steps, broad_from=max(1, round(self.broad_from * steps / self.steps)))
 
 
 def build(
