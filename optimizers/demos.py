@@ -45,7 +45,7 @@ def recorded(program: dspy.Module) -> dspy.Module:
         object.__setattr__(prediction, _CALLS, calls)
         return prediction
 
-    program.__class__ = type(original)(
+    program.__class__ = type(original)(  # type: ignore[misc]
         original.__name__, (original,), {"forward": forward, "__module__": original.__module__}
     )
     return program
@@ -79,7 +79,7 @@ def draw(pool: Sequence[Demo], outputs: Sequence[str], size: int, rng: random.Ra
     rows = list(pool)
     rng.shuffle(rows)
     seen: dict[str, int] = {}
-    ranked = []
+    ranked: list[tuple[int, int, Demo]] = []
     for row in rows:
         answer = json.dumps([row.get(field) for field in outputs], sort_keys=True, default=str)
         seen[answer] = seen.get(answer, -1) + 1

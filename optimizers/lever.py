@@ -58,7 +58,8 @@ class Lever(Protocol):
     """
 
     name: LeverName
-    settings: Settings
+    @property
+    def settings(self) -> Settings: ...
 
     def improve(
         self,

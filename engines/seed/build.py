@@ -67,7 +67,8 @@ def build(
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     torch.manual_seed(recipe.seed)
     tokenizer = train_tokenizer(_tokenizer_texts(recipe), recipe.vocabulary)
-    model = Qwen3ForCausalLM(_model_config(recipe, tokenizer)).to(device)
+    model = Qwen3ForCausalLM(_model_config(recipe, tokenizer))
+    model.to(torch.device(device))  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
     )
@@ -112,9 +113,9 @@ def _schedule(step: int, recipe: Recipe) -> float:
 def _rows(recipe: Recipe, step: int, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
     rng = Random(f"{recipe.seed}:{step}")
     for _ in range(recipe.conversations):
-        yield tokenizer.apply_chat_template(
-            mixture.messages(mixture.sample(rng, step >= recipe.broad_from)), return_dict=False
-        )
+        chat = mixture.messages(mixture.sample(rng, step >= recipe.broad_from))
+        ids: Any = tokenizer.apply_chat_template(chat, return_dict=False)
+        yield ids
 
 
 def _tokenizer_texts(recipe: Recipe) -> Iterator[str]:
@@ -150,7 +151,8 @@ def _train_step(
     device: str,
 ) -> float:
     """One update; the loss is the mean over all answer tokens of the step, whatever the micro-batches."""
-    pad, start, end = tokenizer.convert_tokens_to_ids([tokenizer.pad_token, ASSISTANT, END])
+    marks: Any = tokenizer.convert_tokens_to_ids([tokenizer.pad_token, ASSISTANT, END])
+    pad, start, end = marks
     batches = [_pad(batch, pad, start, end) for batch in _micro_batches(sorted(rows, key=len), MICRO_BATCH_TOKENS)]
     answers = sum(int(mask.sum()) for _, mask in batches)
     total = 0.0
