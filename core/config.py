@@ -5,6 +5,7 @@ Knows names, types, defaults and bounds; knows nothing of what a setting does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -80,7 +81,7 @@ class SweepConfig(Settings):
 
     task: str
     model: str = "seed"
-    study: str | None = None  # default: <task>-<model>-s<seed>
+    study: str | None = Field(default=None, pattern=r"^\w[\w.-]*$")  # default: <task>-<model>-s<seed>
     seed: int = Field(default=0, ge=0)
     trials: int = Field(default=4, ge=1)
     schedules: tuple[str, ...] = ("p", "w", "p,w", "w,p")  # the first trials, in this order
@@ -219,12 +220,8 @@ def _numbers(value: Any) -> Any:
 
 def _number(value: Any) -> Any:
     """YAML 1.1 reads 1e-4 as text; here it is a number."""
-    if isinstance(value, str) and value[:1] in "0123456789.-+":
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    exponent = isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]*\d[eE][-+]?\d+", value)
+    return float(value) if exponent else value
 
 
 def _slug(text: str) -> str:

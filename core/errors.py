@@ -1,12 +1,12 @@
 """Every error that Colever raises on purpose.
 
-    ColeverError
-    ├── UsageError(ValueError)            a flag, file, field or value that the caller can mend (exit status 2)
-    │   └── TaskError                     a task file, split, rubric or program that cannot be used
-    ├── InfrastructureError(RuntimeError) a machine, engine, judge or server that failed; never a score
-    │   └── StoreError                    a stored round, study or tracking database that cannot be read or written
-    ├── LeverError(RuntimeError)          a pull that failed; recorded as failed, then raised
-    └── BudgetExhausted(RuntimeError)     a cap was reached before the work was done
+ColeverError
+├── UsageError(ValueError)            a flag, file, field or value that the caller can mend (exit status 2)
+│   └── TaskError                     a task file, split, rubric or program that cannot be used
+├── InfrastructureError(RuntimeError) a machine, engine, judge or server that failed; never a score
+│   └── StoreError                    a stored round, study or tracking database that cannot be read or written
+├── LeverError(RuntimeError)          a pull that failed; recorded as failed, then raised
+└── BudgetExhausted(RuntimeError)     a cap was reached before the work was done
 """
 
 

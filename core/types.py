@@ -66,9 +66,7 @@ class Candidate:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Candidate:
-        prompts = {
-            name: PredictorPrompt(p["instructions"], tuple(p["demos"])) for name, p in data["prompts"].items()
-        }
+        prompts = {name: PredictorPrompt(p["instructions"], tuple(p["demos"])) for name, p in data["prompts"].items()}
         return cls(prompts, Weights(**data["weights"]))
 
     @property

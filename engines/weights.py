@@ -62,6 +62,7 @@ class WeightSwap:
         self.loaded, self._dirty = weights, False
 
     def _fill(self, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+        self._dirty, self._base_intact = True, False  # until it is known to have gone well
         try:
             missing, unexpected = self.model.load_state_dict(tensors, strict=False)
         except RuntimeError as error:

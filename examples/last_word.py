@@ -31,10 +31,12 @@ task = Task(
     train=LINES[:96],
     dev=LINES[96:160],
     test=LINES[160:],
-    rubric=Rubric([
-        Criterion("last", lambda example, prediction, steps: prediction.word == example.word, weight=2),
-        Criterion("in_line", lambda example, prediction, steps: prediction.word in example.text.split(), weight=1),
-    ]),
+    rubric=Rubric(
+        [
+            Criterion("last", lambda example, prediction, steps: prediction.word == example.word, weight=2),
+            Criterion("in_line", lambda example, prediction, steps: prediction.word in example.text.split(), weight=1),
+        ]
+    ),
     gold=lambda example, prediction: prediction.word == example.word,
     instructions={"pick": ["Say the word at the end.", "Say the word at the start."]},
 )

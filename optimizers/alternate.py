@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from colever.errors import ColeverError, LeverError
@@ -77,8 +78,9 @@ def pull(
     """One round: the lever's child, scored on dev. Raises LeverError, with the lever's name, for a pull that failed."""
     workdir = store.workdir(key)
     workdir.mkdir(parents=True, exist_ok=True)
+    seen = replace(evaluator.task, gold=None, dev=(), test=(), watched={})  # what a lever may see
     try:
-        made = lever.improve(candidate, evaluator.task, evaluator.engine, budget, seed, workdir, progress)
+        made = lever.improve(candidate, seen, evaluator.engine, budget, seed, workdir, progress)
     except ColeverError:
         raise
     except Exception as error:

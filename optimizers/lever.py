@@ -58,6 +58,7 @@ class Lever(Protocol):
     """
 
     name: LeverName
+
     @property
     def settings(self) -> Settings: ...
 

@@ -89,7 +89,8 @@ class StudyFolder:
     def claim(self, config: SweepConfig) -> None:
         """Save the configuration; raises UsageError where the study was made with another one."""
         file = self.path / "config.yaml"
-        if file.exists():
+        stored = self.state()
+        if file.exists() and stored is not None and stored.trials:
             old, new = (c.model_dump(mode="json") for c in (load_config(file), config))
             changed = [
                 f"{key} was {_short(a)}, now {_short(b)}"

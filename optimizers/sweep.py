@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,18 +20,18 @@ from filelock import FileLock
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from colever.config import PromptSettings, SweepConfig, WeightSettings, parse_schedule
+from colever.config import RESUMABLE, PromptSettings, SweepConfig, WeightSettings, parse_schedule
 from colever.errors import BudgetExhausted, LeverError, StoreError, UsageError
 from colever.optimizers import space
 from colever.optimizers.alternate import alternate, derive_seed
 from colever.optimizers.attribution import build_report, planned
 from colever.optimizers.budget import Budget
-from colever.optimizers.evaluate import Evaluator
+from colever.optimizers.evaluate import Evaluator, Grounds
 from colever.optimizers.lever import Lever, NullProgress, Progress, Staged
 from colever.optimizers.store import EvaluationStore, RoundStore, study_lock
 from colever.optimizers.study import StudyFolder, StudyState, TrialEntry, trial_record
 from colever.optimizers.tracker import NullTracker, Tracker
-from colever.types import LeverName, RoundRecord, StudyReport, TrialRecord
+from colever.types import LeverName, RoundRecord, StudyReport, TrialRecord, digest_of
 
 if TYPE_CHECKING:
     from colever.engines.transformers import TransformersEngine
@@ -120,11 +120,12 @@ class _Run:
         self.tracker.study_started(self.folder.name, config.task, config.model, config.model_dump(mode="json"), plan)
         self.progress.update(0, len(task.dev), "base on dev")
         self.base_dev = self.evaluator(self.base, budget=self.budget, on_done=self._told("base on dev", len(task.dev)))
-        self.study = _open_study(self.folder)
+        self.study = _open_study(self.folder, study_key(config, self.evaluator.grounds))
         self._line_up()
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state in ENDED:
                 self._retell(trial)
+        self._write()  # a kill may have come between the study's database and this file
 
     def run_trials(self) -> None:
         """Trials one after the other, the one that was interrupted first."""
@@ -216,7 +217,8 @@ class _Run:
                 living.append(trial.params)
 
     def _retell(self, trial: optuna.trial.FrozenTrial) -> None:
-        """An ended trial, told to the tracker and charged again as if it ran now."""
+        """An ended trial, told and charged again as if it ran now; a round that is gone is made again."""
+        self._restore(_entry(trial))
         record = self._record(trial)
         self.tracker.trial_started(record.number, record.schedule, record.settings)
         for index, made in enumerate(record.rounds):
@@ -227,13 +229,29 @@ class _Run:
             self.tracker.round_finished(record.number, index, made, seen)
         self.tracker.trial_finished(record)
 
+    def _restore(self, entry: TrialEntry) -> None:
+        """Compute again the rounds of an ended trial that are no longer stored (a corrupt one was deleted, say)."""
+        if all(self.rounds.get(key) is not None for key in entry.rounds):
+            return
+        levers = self.levers(*space.with_settings(self.config, dict(entry.settings)))
+        schedule = parse_schedule(entry.schedule)[: len(entry.rounds)]
+        made = alternate(
+            self.base, schedule, levers, self.evaluator, self.rounds,
+            budget=Budget(), round_caps=self.config.round_budget, progress=self.progress,
+        )  # fmt: skip
+        if [record.key for record in made] != list(entry.rounds):
+            raise StoreError(
+                f"trial {entry.number} of study {self.folder.name!r} cannot be made again: its rounds came out "
+                f"otherwise; give the study another --study name, or delete {self.folder.path}"
+            )
+
     # --- what is stored ------------------------------------------------------------------------------
 
     def _state(self) -> StudyState:
         """A new study's state, or the stored one. Raises UsageError where task or model are no longer the same."""
         task, config, grounds = self.task, self.config, self.evaluator.grounds
         old = self.folder.state()
-        if old is not None and old.grounds != grounds:
+        if old is not None and old.trials and old.grounds != grounds:
             changed = [n for n in ("task", "engine", "versions") if getattr(old.grounds, n) != getattr(grounds, n)]
             raise UsageError(
                 f"study {self.folder.name!r}: its {' and '.join(changed)} changed since it was started: give this one "
@@ -272,7 +290,13 @@ def _entry(trial: optuna.trial.FrozenTrial) -> TrialEntry:
     )
 
 
-def _open_study(folder: StudyFolder) -> optuna.Study:
+def study_key(config: SweepConfig, grounds: Grounds) -> str:
+    """Of everything that a study's trials depend on, so that a study deleted and made otherwise starts anew."""
+    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in RESUMABLE}
+    return digest_of([settings, asdict(grounds)])
+
+
+def _open_study(folder: StudyFolder, key: str) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = folder.home / "optuna.db"
     with FileLock(folder.home / "optuna.lock"):
@@ -286,7 +310,7 @@ def _open_study(folder: StudyFolder) -> optuna.Study:
         storage = _storage(path)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)  # a first round says little of an order
     return optuna.create_study(
-        storage=storage, study_name=folder.name, direction="maximize", load_if_exists=True, pruner=pruner
+        storage=storage, study_name=f"{folder.name} {key}", direction="maximize", load_if_exists=True, pruner=pruner
     )
 
 

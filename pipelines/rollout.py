@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+from urllib.error import URLError
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
@@ -184,7 +185,7 @@ class _OneRollout:
 
     def _failure(self, error: Exception, recorder: CallRecorder) -> Any:
         """``policy`` or ``infrastructure``; raises what is neither."""
-        if isinstance(error, InfrastructureError | ConnectionError):
+        if isinstance(error, InfrastructureError | ConnectionError | TimeoutError | URLError):
             return "infrastructure"
         if isinstance(error, ColeverError):
             raise error

@@ -48,7 +48,7 @@ def _from_file(name: str) -> Task:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(f"task file {file} raised {type(error).__name__}: {error}") from error
     found = getattr(module, attribute, None)
     if found is None:
@@ -88,7 +88,10 @@ def check_task(task: Task) -> None:
 
 
 def _check_split(task: Task, split: str, seen: dict[str, str]) -> None:
-    rows = task.examples(split)
+    try:
+        rows = task.examples(split)
+    except TypeError as error:
+        raise TaskError(f"split {split!r} of task {task.name!r} is not a list of dspy.Example: {error}") from error
     if len(rows) < SMALLEST_SPLIT:
         raise TaskError(
             f"split {split!r} of task {task.name!r} has {len(rows)} example(s); "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+from pathlib import Path
 from typing import Any
 
 import dspy
 
 from colever.types import digest_of
 
+_LIBRARIES = {"dspy", "builtins", "pydantic", "typing", "functools"}
 _RANDOM = {"stage"}  # dspy.Predict draws it anew in every process
 _PLAIN = (str, int, float, bool, bytes, type(None))
 
@@ -38,6 +41,32 @@ def program_digest(program: dspy.Module) -> str:
     ]
     plain = {k: repr(v) for k, v in sorted(vars(program).items()) if isinstance(v, _PLAIN) and k not in _RANDOM}
     return digest_of([kind.__qualname__, source, predictors, plain])
+
+
+def files_digest(*objects: Any) -> str:
+    """Of the source files that define functions, classes or modules' classes: what they call there counts too.
+
+    A comment changed in such a file changes the digest; the other way round a stale round might be reused.
+    """
+    kinds: set[Any] = set()
+    for thing in objects:
+        if isinstance(thing, dspy.Module):
+            kinds |= {kind for _, module in thing.named_sub_modules() for kind in type(module).__mro__}
+        else:
+            kinds.add(inspect.unwrap(getattr(thing, "func", thing)))
+    files = {}
+    for kind in kinds:
+        module = getattr(kind, "__module__", None) or ""
+        if module.split(".")[0] not in _LIBRARIES and (file := _source_file(kind)) is not None:
+            files[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return digest_of(files)
+
+
+def _source_file(kind: Any) -> Path | None:
+    try:
+        return Path(inspect.getfile(kind))
+    except (OSError, TypeError):
+        return None
 
 
 def _describe(value: Any, seen: set[int]) -> Any:

@@ -13,7 +13,7 @@ import dspy
 
 from colever.errors import TaskError
 from colever.tasks.rubric import Rubric
-from colever.tasks.source import code_digest, program_digest
+from colever.tasks.source import code_digest, files_digest, program_digest
 from colever.types import Candidate, PredictorPrompt, Score, Step, digest_of
 
 Gold = Callable[[dspy.Example, dspy.Prediction], float | bool]
@@ -71,7 +71,9 @@ class Task:
         return Candidate(prompts)
 
     def digest(self) -> str:
-        """Of data, rubric, gold, offered wordings and program source."""
+        """Of data, rubric, gold, offered wordings, program, and the source files that define their code."""
+        program = self.program()
+        checks = [c.check for c in self.rubric.criteria]
         data: dict[str, Any] = {
             s: [dict(e.toDict()) for _, e in self.examples(s)] for s in ("train", "dev", "test", *sorted(self.watched))
         }
@@ -81,7 +83,8 @@ class Task:
                 self.rubric.digest(),
                 code_digest(self.gold) if self.gold else None,
                 {k: list(v) for k, v in self.instructions.items()},
-                program_digest(self.program()),
+                program_digest(program),
+                files_digest(program, *checks, *([self.gold] if self.gold else [])),
                 self.target,
                 self.max_tokens,
                 self.temperature,

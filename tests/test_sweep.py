@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -181,8 +182,23 @@ def test_a_corrupt_round_is_named_and_mended_by_deleting_it(tmp_path: Path) -> N
         run(tmp_path)
     with pytest.raises(StoreError, match=str(record.parent)):
         report_of(find_study(tmp_path, "toy"))
-    record.write_text(good)
+    shutil.rmtree(record.parent)  # as the message says
+    mended = run(tmp_path)
+    assert mended.table == whole.table
+    assert mended.effects == whole.effects
+
+
+def test_a_study_file_that_was_deleted_is_made_again(tmp_path: Path) -> None:
+    whole = run(tmp_path)
+    (tmp_path / "studies" / whole.study / "study.json").unlink()
     assert run(tmp_path) == whole
+
+
+def test_a_study_deleted_and_made_otherwise_starts_anew(tmp_path: Path) -> None:
+    whole = run(tmp_path)
+    shutil.rmtree(tmp_path / "studies" / whole.study)
+    other = run(tmp_path, **{"prompt.demos": 3})
+    assert len(other.arms) == len(whole.arms)
 
 
 def test_a_corrupt_study_database_is_said(tmp_path: Path) -> None:

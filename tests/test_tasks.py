@@ -216,6 +216,19 @@ class TestLoad:
         with pytest.raises(TaskError, match=message):
             load_task(self.write(tmp_path, GOOD.replace(*change)))
 
+    def test_digest_follows_what_the_code_calls(self, tmp_path) -> None:
+        text = GOOD.replace("lambda e, p, s: e.a == p.a", "same") + "\n"
+        text = text.replace(
+            "def build()", "def same(e, p, s): return close(e.a, p.a)\ndef close(a, b): return a == b\ndef build()"
+        )
+        before = load_task(self.write(tmp_path, text)).digest()
+        assert load_task(self.write(tmp_path, text)).digest() == before
+        assert load_task(self.write(tmp_path, text.replace("a == b", "a != b"))).digest() != before
+
+    def test_a_file_that_exits_is_named(self, tmp_path) -> None:
+        with pytest.raises(TaskError, match=r"mine\.py raised SystemExit"):
+            load_task(self.write(tmp_path, "import sys; sys.exit(3)"))
+
     def test_unknown_name_and_missing_file(self, tmp_path) -> None:
         with pytest.raises(TaskError, match="unknown task 'routin'; accepted: arithmetic, lookup, routing"):
             load_task("routin")
