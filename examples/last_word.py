@@ -15,28 +15,26 @@ def rows(seed: int, count: int) -> list[dspy.Example]:
     return [dspy.Example(text=line, word=line.split()[-1]).with_inputs("text") for line in sorted(lines)[:count]]
 
 
-class LastWord(dspy.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.pick = dspy.Predict(dspy.Signature("text -> word", "Pick a word."))
+def program() -> dspy.Module:
+    return dspy.Predict(dspy.Signature("text -> word", "Pick a word."))
 
-    def forward(self, text: str) -> dspy.Prediction:
-        return self.pick(text=text)
+
+def last(example, prediction, steps=()):
+    return prediction.word == example.word
+
+
+def in_line(example, prediction, steps):
+    return prediction.word in example.text.split()
 
 
 LINES = rows(seed=1, count=256)
 task = Task(
     name="last_word",
-    program=LastWord,
+    program=program,
     train=LINES[:96],
     dev=LINES[96:160],
     test=LINES[160:],
-    rubric=Rubric(
-        [
-            Criterion("last", lambda example, prediction, steps: prediction.word == example.word, weight=2),
-            Criterion("in_line", lambda example, prediction, steps: prediction.word in example.text.split(), weight=1),
-        ]
-    ),
-    gold=lambda example, prediction: prediction.word == example.word,
-    instructions={"pick": ["Say the word at the end.", "Say the word at the start."]},
+    rubric=Rubric([Criterion("last", last, weight=2), Criterion("in_line", in_line, weight=1)]),
+    gold=last,
+    instructions={"self": ["Say the word at the end.", "Say the word at the start."]},
 )
