@@ -65,7 +65,7 @@ def test_a_users_task_file_runs_through_both_levers(tmp_path) -> None:
     assert {"task", "model", "target", "table", "effects", "thresholds", "arms"} <= set(report)
     assert {arm["schedule"] for arm in report["arms"]} == {"p", "w", "p,w", "w,p"}
     assert set(report["table"]) == {"base", "prompt", "weights", "both"}
-    again = colever("report", "last_word", "--json", home=tmp_path)
+    again = colever("report", report["study"], "--json", home=tmp_path)
     assert json.loads(again.stdout)["table"] == report["table"]
 
 
