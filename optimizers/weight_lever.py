@@ -260,7 +260,7 @@ def trainable(engine: TransformersEngine, parent: Weights, settings: WeightSetti
             model = get_peft_model(model, how)
         yield model
         engine.touched()
-    except BaseException:
+    except BaseException:  # an interrupt too: the parent comes back, then it goes on up
         engine.touched()
         engine.load(parent)
         raise
