@@ -5,6 +5,7 @@ Knows names, types, defaults and bounds; knows nothing of what a setting does.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,9 +99,7 @@ class SweepConfig(Settings):
     @field_validator("schedules")
     @classmethod
     def _schedules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for schedule in value:
-            parse_schedule(schedule)
-        return value
+        return tuple(",".join(lever[0] for lever in parse_schedule(schedule)) for schedule in value)
 
     @field_validator("budget", "round_budget")
     @classmethod
@@ -123,12 +122,12 @@ RESUMABLE = frozenset({"trials", "budget", "study"})
 
 
 def check_caps(caps: Mapping[str, float]) -> None:
-    """Raises UsageError for an unknown key or a cap that is not above 0."""
+    """Raises UsageError for an unknown key or a cap that is not a finite number above 0."""
     for key, value in caps.items():
         if key not in CAPS:
             raise UsageError(f"budget: unknown key {key!r}; accepted: {', '.join(CAPS)}")
-        if not value > 0:
-            raise UsageError(f"budget: {key}={value:g}; accepted: a number above 0")
+        if not 0 < value < math.inf:
+            raise UsageError(f"budget: {key}={value:g}; accepted: a finite number above 0")
 
 
 def parse_pairs(pairs: Sequence[str], flag: str) -> dict[str, Any]:

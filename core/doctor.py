@@ -48,6 +48,9 @@ def _packages() -> list[Finding]:
 def _machine() -> list[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     findings = [Finding("CPU cores", True, str(cores))]
+    if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > cores / 2:
+        advice = "times will be longer, and OMP_NUM_THREADS=1 loses less than threads that wait for one another"
+        findings.append(Finding("load", None, f"{load:.1f}: other work is running; {advice}"))
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         findings.append(Finding("memory", gib >= 3, f"{gib:.1f} GiB"))

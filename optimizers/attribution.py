@@ -236,10 +236,11 @@ class _Measured:
             found = self.on(choice.candidate, "test")
             if found and found.infrastructure_failures:
                 total, lost = len(found.scores), found.infrastructure_failures
-                bound = found.score * (total - lost) / total
-                notes.append(
-                    f"{name}: {lost} of {total} test rollouts got no score; counted as 0 the score is {bound:.1%}."
-                )
+                known = (total - lost) / total
+                bound = f"the score is {found.score * known:.1%}"
+                if found.gold is not None:
+                    bound += f" and gold {found.gold * known:.1%}"
+                notes.append(f"{name}: {lost} of {total} test rollouts got no score; counted as 0 {bound}.")
         return notes
 
 

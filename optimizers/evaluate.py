@@ -5,6 +5,7 @@ Knows candidates, tasks and the engine; accepts nothing and chooses nothing.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
     from colever.optimizers.store import EvaluationStore
     from colever.tasks.task import Task
 
-PACKAGES = ("colever", "torch", "transformers", "trl", "dspy")
+PACKAGES = ("colever", "torch", "transformers", "trl", "peft", "accelerate", "dspy")
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that a result depends on."""
-    return {name: version(name) for name in PACKAGES}
+    """Of Python and the packages that a result depends on."""
+    return {"python": ".".join(map(str, sys.version_info[:2]))} | {name: version(name) for name in PACKAGES}
 
 
 class Meter:

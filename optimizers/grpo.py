@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from colever.optimizers.trajectories import Row, TrainingBatch, parts
 PER_ROW = frozenset({"grpo", "dr_grpo"})  # losses that divide by the number of rows
 PER_TOKEN = frozenset({"bnpo"})  # by the number of completion tokens of the part at hand
 
-Sampler = Callable[[int], TrainingBatch]  # update index → its rows, sampled from the weights as they are
+Sampler = Callable[[int], TrainingBatch | None]  # update index → rows from the weights as they are; None: enough
 Metrics = dict[str, float]
 
 
@@ -104,6 +104,8 @@ class ProgramTrainer(GRPOTrainer):
         """Sample an update's rows, then forward and backward over its parts; the loss of the whole."""
         started = time.monotonic()
         batch = self._sample(self.state.global_step)
+        if batch is None:
+            raise _Enough
         sampled = time.monotonic()
         model.train()
         self._step += 1
@@ -271,9 +273,13 @@ class ProgramTrainer(GRPOTrainer):
             raise LeverError(f"the checkpoint of update {self.state.global_step} cannot be written: {error}") from error
 
     def run(self, checkpoint: Path | None) -> None:
-        """Train to the last update, from ``checkpoint`` if there is one."""
-        with _quiet():
+        """Train to the last update or until there is no batch, from ``checkpoint`` if there is one."""
+        with _quiet(), suppress(_Enough):
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+class _Enough(Exception):
+    """Ends TRL's loop before an update."""
 
 
 @contextmanager

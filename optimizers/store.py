@@ -79,6 +79,13 @@ class RoundStore:
         """Where a pull in flight keeps what it needs to go on after a kill."""
         return self.folder / f"{key}.part"
 
+    def clear(self) -> None:
+        """Remove what killed processes left half-written; pulls that can go on are kept."""
+        for path in self.home.glob("*/.*.tmp"):
+            process = path.name.split(".")[-2]
+            if process.isdigit() and not _alive(int(process)):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """One process at a time computes a round; a second waits and then finds it stored."""
@@ -172,6 +179,16 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _map_paths(record: RoundRecord, change: Any) -> RoundRecord:

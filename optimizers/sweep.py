@@ -62,8 +62,8 @@ def sweep(
 ) -> StudyReport:
     """Run or continue the study until it has ``config.trials`` trials or its budget ends; its report.
 
-    Raises StoreError where another process runs it, UsageError where it was made with other settings, LeverError for
-    a failed pull (the trial is recorded as failed, and tried again by the next call). After an interrupt the same
+    Raises StoreError where another process runs it, UsageError where it was made with other settings, and LeverError
+    at the end where pulls failed: the next call tries their trials once more, then they are left out. After an interrupt the same
     call goes on.
     """
     name = config.study_name
@@ -73,7 +73,13 @@ def sweep(
         run = _Run(config, task, engine, folder, levers, tracker, progress or NullProgress())
         run.open()
         run.run_trials()
-        return run.finish()
+        report = run.finish()
+        if run.failed:
+            raise LeverError(
+                f"{len(run.failed)} of {config.trials} trials failed; the same command tries them once more. "
+                f"The others are in `colever report {name}`. {'; '.join(run.failed)}"
+            )
+        return report
 
 
 @contextmanager
@@ -105,22 +111,27 @@ class _Run:
     tracker: Tracker
     progress: Progress
     charged: set[str] = field(default_factory=set)  # rounds on the ledger
+    failed: list[str] = field(default_factory=list)  # trials that failed for the first time in this call
 
     def open(self) -> None:
         """Check that this is the same study, say that it starts, evaluate base, and line up the first schedules."""
         config, task = self.config, self.task
         space.ranges(config)
         self.rounds, self.budget = RoundStore(self.folder.home), Budget(config.budget)
+        self.rounds.clear()
         self.evaluator = Evaluator.of(task, self.engine, EvaluationStore(self.folder.home), config.seed)
         self.base = task.base_candidate()
         self.folder.claim(config)
         self.state = self._state()
         self.folder.write(self.state)
         plan = f"{config.trials} trials: {'; '.join(space.schedules(config)[: config.trials])}"
-        self.tracker.study_started(self.folder.name, config.task, config.model, config.model_dump(mode="json"), plan)
+        key = study_key(config, self.evaluator.grounds)
+        self.tracker.study_started(
+            self.folder.name, config.task, config.model, config.model_dump(mode="json"), plan, key
+        )
         self.progress.update(0, len(task.dev), "base on dev")
         self.base_dev = self.evaluator(self.base, budget=self.budget, on_done=self._told("base on dev", len(task.dev)))
-        self.study = _open_study(self.folder, study_key(config, self.evaluator.grounds))
+        self.study = _open_study(self.folder, key)
         self._line_up()
         for trial in self.study.get_trials(deepcopy=False):
             if trial.state in ENDED:
@@ -128,8 +139,8 @@ class _Run:
         self._write()  # a kill may have come between the study's database and this file
 
     def run_trials(self) -> None:
-        """Trials one after the other, the one that was interrupted first."""
-        while self._ended() < self.config.trials:
+        """Trials one after the other, the one that was interrupted first; one that fails leaves the others to run."""
+        while self._ended() + len(self.failed) < self.config.trials:
             trial = self._next_trial()
             try:
                 self._run_trial(trial)
@@ -137,12 +148,18 @@ class _Run:
                 self._note(f"Stopped in trial {trial.number}, which is left out: {error}.")
                 return
             except LeverError as error:
+                trial.set_user_attr("error", str(error))
                 self.study.tell(trial, state=TrialState.FAIL)
                 self._write()
-                raise LeverError(f"trial {trial.number} failed: {error}. The same command tries it again") from error
+                if trial.number not in {t.number for t in self._given_up()}:
+                    self.failed.append(f"trial {trial.number} failed: {error}")
 
     def finish(self) -> StudyReport:
         """Evaluate the test cells, each once, and report."""
+        for lost in self._given_up():
+            self._note(f"Trial {lost.number} failed a second time and is left out: {lost.user_attrs['error']}.")
+        for failure in self.failed:
+            self._note(f"T{failure[1:]}.")
         trials = self.folder.trials(self.state)
         plan = planned(self.state, self.base_dev, trials)
         for done, (candidate, split) in enumerate(plan, 1):
@@ -206,15 +223,27 @@ class _Run:
         return optuna.Trial(self.study, running[0]._trial_id) if running else self.study.ask()
 
     def _line_up(self) -> None:
-        """Enqueue the first schedules, and again those that failed."""
+        """Enqueue the first schedules, and once more those that failed."""
         trials = self.study.get_trials(deepcopy=False)
         for schedule in self.config.schedules[len(trials) :]:
             self.study.enqueue_trial(space.arm_params(self.config, schedule))
         living = [t.params or t.system_attrs.get("fixed_params") for t in trials if t.state is not TrialState.FAIL]
+        living += [t.params for t in self._given_up()]
         for trial in trials:
             if trial.state is TrialState.FAIL and trial.params and trial.params not in living:
                 self.study.enqueue_trial(trial.params)
                 living.append(trial.params)
+
+    def _given_up(self) -> list[optuna.trial.FrozenTrial]:
+        """Failed trials whose parameters had failed before, the first such of each: they count as ended."""
+        failed: list[optuna.trial.FrozenTrial] = []
+        lost: dict[str, optuna.trial.FrozenTrial] = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state is TrialState.FAIL:
+                if any(trial.params == other.params for other in failed):
+                    lost.setdefault(str(sorted(trial.params.items())), trial)
+                failed.append(trial)
+        return list(lost.values())
 
     def _retell(self, trial: optuna.trial.FrozenTrial) -> None:
         """An ended trial, told and charged again as if it ran now; a round that is gone is made again."""
@@ -277,7 +306,7 @@ class _Run:
         self.state = replace(self.state, notes=(*self.state.notes, text))
 
     def _ended(self) -> int:
-        return sum(t.state in ENDED for t in self.study.get_trials(deepcopy=False))
+        return len(self._given_up()) + sum(t.state in ENDED for t in self.study.get_trials(deepcopy=False))
 
     def _told(self, text: str, total: int) -> Callable[[int], None]:
         return lambda done: self.progress.update(done, total, text)

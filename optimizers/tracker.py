@@ -9,9 +9,14 @@ from colever.types import RoundRecord, StudyReport, TrialRecord
 
 
 class Tracker(Protocol):
-    """Told in order; every call may come again after an interrupt, with the same content."""
+    """Told in order; every call may come again after an interrupt, with the same content.
 
-    def study_started(self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str) -> None: ...
+    ``key`` tells a study from an earlier one of its name: it is of everything that the trials depend on.
+    """
+
+    def study_started(
+        self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str, key: str = ""
+    ) -> None: ...
     def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None: ...
     def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool) -> None: ...
     def trial_finished(self, record: TrialRecord) -> None: ...
@@ -22,7 +27,9 @@ class Tracker(Protocol):
 class NullTracker:
     """Tells nobody."""
 
-    def study_started(self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str) -> None:
+    def study_started(
+        self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str, key: str = ""
+    ) -> None:
         return None
 
     def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None:

@@ -122,8 +122,10 @@ class _Pull:
         self.lm = engine_lm(self.engine, temperature=s.temperature, max_tokens=self.task.max_tokens)
         self.identity = digest_of([self.candidate.digest, s.model_dump(mode="json"), self.seed])
 
-    def sample(self, update: int) -> TrainingBatch:
-        """The rows of an update, from rollouts under the weights as they are."""
+    def sample(self, update: int) -> TrainingBatch | None:
+        """The rows of an update, from rollouts under the weights as they are; None if there is nothing left to learn."""
+        if self.stopped:
+            return None
         s = self.settings
         examples = choose_examples(self.examples, s.examples_per_update, self.seed, update)
         with metered(self.engine, len(examples) * s.group_size, self.budget):
@@ -151,7 +153,6 @@ class _Pull:
             self.stopped = (
                 f"nothing left to learn: updates {update - self.empty + 1} to {update} were solved throughout"
             )
-            self.trainer.control.should_training_stop = True
             return
         raise LeverError(
             f"weights: all groups of the last {self.empty} updates were constant (mean reward {batch.reward:.3f}), so "
@@ -193,12 +194,13 @@ class _Pull:
             "curves": self.curves,
             "spent": dataclasses.asdict(self.budget.spent),
             "empty": self.empty,
+            "stopped": self.stopped,
         }
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Go on from what ``remember`` gave: the work before a kill is charged as if done now."""
         self.curves = {name: [(int(u), float(v)) for u, v in curve] for name, curve in memory["curves"].items()}
-        self.empty = int(memory["empty"])
+        self.empty, self.stopped = int(memory["empty"]), str(memory["stopped"])
         self.budget.charge(Cost(**memory["spent"]))
 
     def notes(self) -> dict[str, Any]:

@@ -46,6 +46,9 @@ def _from_file(name: str) -> Task:
         raise TaskError(f"task file {file!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # a task may import what lies beside it, as a script may
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from colever.config import SweepConfig, load_config, parse_pairs, parse_schedule
+from colever.config import SweepConfig, check_caps, load_config, parse_pairs, parse_schedule
 from colever.errors import UsageError
 
 
@@ -57,6 +57,15 @@ def test_a_schedule_is_letters_or_bettertogethers_arrows() -> None:
     assert parse_schedule("p,w") == parse_schedule("p -> w") == ("prompt", "weights")
     with pytest.raises(UsageError, match="accepted: p and w"):
         parse_schedule("p,x")
+
+
+def test_schedules_are_kept_in_one_spelling() -> None:
+    assert SweepConfig(task="t", schedules=("p -> w", "w,p")).schedules == ("p,w", "w,p")
+
+
+def test_a_cap_is_finite() -> None:
+    with pytest.raises(UsageError, match="rollouts=inf; accepted: a finite number"):
+        check_caps({"rollouts": float("inf")})
 
 
 def test_a_study_is_named_after_task_model_and_seed() -> None:

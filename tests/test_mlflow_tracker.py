@@ -259,6 +259,21 @@ def test_pruned_and_failed_trials_have_their_status(home: Path) -> None:
     assert [run.info.status for run in runs_of(home, kind="trial")] == ["KILLED", "FAILED"]
 
 
+def test_names_that_mlflow_refuses_are_made_fit(home: Path) -> None:
+    tracker = MlflowTracker(home)
+    start(tracker)
+    trial = make_trials()[0]
+    odd = replace(
+        trial.rounds[0],
+        after=replace(trial.rounds[0].after, by_criterion={"right (exact)": 0.5}, completion_tokens={"steps[0]": 3.0}),
+    )
+    tracker.trial_started(0, trial.schedule, trial.settings)
+    tracker.round_finished(0, 0, odd, False)
+    (run,) = runs_of(home, kind="round")
+    assert run.data.metrics["dev/right .exact."] == 0.5
+    assert run.data.metrics["tokens/steps.0."] == 3.0
+
+
 def test_a_changed_parameter_becomes_a_tag(home: Path) -> None:
     tracker = MlflowTracker(home)
     start(tracker)
@@ -266,6 +281,21 @@ def test_a_changed_parameter_becomes_a_tag(home: Path) -> None:
     (run,) = runs_of(home, kind="study")
     assert run.data.params["trials"] == "4"
     assert run.data.tags["now.trials"] == "8"
+
+
+def test_another_study_under_the_same_name_does_not_mix_with_the_earlier_one(home: Path) -> None:
+    tracker, trial = MlflowTracker(home), make_trials()[0]
+    for key in ("one", "one", "two"):
+        tracker.study_started(STUDY, TASK, "seed", {"seed": 0}, "1 trial", key)
+        tracker.trial_started(0, trial.schedule, trial.settings)
+        tracker.round_finished(0, 0, trial.rounds[0], False)
+        tracker.trial_finished(trial)
+    (new,) = runs_of(home, kind="study", study=STUDY)
+    assert new.data.tags["key"] == "two"
+    assert len(runs_of(home, kind="round", study=STUDY)) == 1
+    names = {run.data.tags["study"] for run in runs_of(home, kind="round")} - {STUDY}
+    assert len(names) == 1
+    assert next(iter(names)).startswith(f"{STUDY} (earlier, ")
 
 
 def test_a_study_that_ends_again_shows_its_new_values(home: Path) -> None:

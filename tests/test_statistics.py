@@ -45,6 +45,18 @@ def test_an_interval_that_touches_0_is_unresolved() -> None:
     assert clear.value == 0.5
 
 
+def test_equal_differences_leave_room_for_what_was_not_drawn() -> None:
+    effect = paired_effect([(1, [1.0] * 30), (-1, [0.0] * 30)])
+    assert effect is not None
+    assert (effect.value, effect.low, effect.high) == (1.0, pytest.approx(0.8), 1.0)
+    few = paired_effect([(1, [0.6, 0.6]), (-1, [0.5, 0.5])])
+    assert few is not None
+    assert not few.resolved
+    same = paired_effect([(1, [0.6, 0.2]), (-1, [0.6, 0.2])])
+    assert same is not None
+    assert (same.low, same.high, same.resolved) == (0, 0, False)
+
+
 def test_pairs_with_a_missing_value_are_left_out() -> None:
     effect = paired_effect([(1, [1.0, None, 1.0]), (-1, [0.0, 0.0, None])])
     assert effect is not None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +92,21 @@ def test_half_written_rounds_are_not_seen(tmp_path: Path) -> None:
     (store.folder / ".k1.123.tmp").mkdir(parents=True)
     store.workdir("k1").mkdir()
     assert store.get("k1") is None
+
+
+def test_what_killed_processes_left_is_cleared(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path)
+    store.put(made(store))
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    gone, ours = (store.folder / f".k2.{pid}.tmp" for pid in (dead.stdout.strip(), os.getpid()))
+    resumable = store.workdir("k3")
+    for folder in (gone, ours, resumable):
+        folder.mkdir()
+    store.clear()
+    assert not gone.exists()
+    assert ours.exists()
+    assert resumable.exists()
+    assert store.get("k1") is not None
 
 
 def test_a_full_disk_leaves_no_half_round(tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ class Told(NullTracker):
     def __init__(self) -> None:
         self.events: list[Any] = []
 
-    def study_started(self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str) -> None:
+    def study_started(
+        self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str, key: str = ""
+    ) -> None:
         self.events.append(("study", study, plan))
 
     def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None:
@@ -132,15 +134,29 @@ def test_an_interrupted_study_ends_with_the_same_report(tmp_path: Path, after: i
     assert timeless(to_json(run(tmp_path / "cut", trials=5))) == timeless(to_json(whole))
 
 
-def test_a_failed_trial_is_recorded_raised_and_tried_again(tmp_path: Path) -> None:
-    def broken() -> None:
-        raise ValueError("no luck")
+def broken() -> None:
+    raise ValueError("no luck")
 
-    with pytest.raises(LeverError, match=r"trial 1 failed: the weights lever failed: ValueError: no luck"):
+
+def test_a_failed_trial_leaves_the_others_and_is_tried_again(tmp_path: Path) -> None:
+    with pytest.raises(LeverError, match=r"3 of 4 .*trial 1 failed: the weights lever failed: ValueError: no luck"):
         run(tmp_path, on_update=broken)
+    stored = report_of(StudyFolder(tmp_path, "toy-toy-s0"))
+    assert [arm.schedule for arm in stored.arms] == ["p"]
+    assert stored.table["prompt"].score is not None
+    assert any("Trial 1 failed: the weights lever" in note for note in stored.notes)
     report = run(tmp_path)
     assert sorted(arm.schedule for arm in report.arms) == ["p", "p,w", "w", "w,p"]
-    assert all(arm.trial != 1 for arm in report.arms)
+    assert all(arm.trial not in (1, 2, 3) for arm in report.arms)
+
+
+def test_a_trial_that_fails_twice_is_left_out(tmp_path: Path) -> None:
+    with pytest.raises(LeverError, match="tries them once more"):
+        run(tmp_path, on_update=broken)
+    report = run(tmp_path, on_update=broken)
+    assert [arm.schedule for arm in report.arms] == ["p"]
+    assert sum("failed a second time" in note for note in report.notes) == 3
+    assert timeless(to_json(run(tmp_path, on_update=broken))) == timeless(to_json(report))
 
 
 def test_a_cap_ends_the_study_with_what_it_has(tmp_path: Path) -> None:

@@ -56,13 +56,19 @@ class MlflowTracker:
 
     # --- the protocol ----------------------------------------------------------------------------
 
-    def study_started(self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str) -> None:
-        """Open (or take up again) the study's run, and close whatever a killed process left RUNNING in it."""
+    def study_started(
+        self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str, key: str = ""
+    ) -> None:
+        """Open (or take up again) the study's run, and close whatever a killed process left RUNNING in it.
+
+        Runs of an earlier study of this name and another key keep their data under another study name.
+        """
         with self._guarded():
             self._study, self._labels = study, {"task": task, "model": model, "study": study}
             self._experiment = self._open_experiment(task)
             self._trial_runs, self._rounds = {}, {}
-            run = self._find(kind="study") or self._create(study, {"kind": "study"})
+            self._set_aside(key)
+            run = self._find(kind="study") or self._create(study, {"kind": "study", "key": key})
             self._study_run = run.info.run_id
             self._close_running(except_for=self._study_run)
             self._client.update_run(self._study_run, status="RUNNING")
@@ -215,6 +221,16 @@ class MlflowTracker:
         tags |= {COLOUR: COLOURS[path]} if path in COLOURS else {}
         start = _now() - (0 if reused else round(1000 * record.cost.seconds))
         return self._create(f"{index + 1}: {spelled(path)}", tags, parent.info.run_id, start)
+
+    def _set_aside(self, key: str) -> None:
+        """Another study that had this name until its folder was deleted: its runs no longer count as this one's."""
+        earlier = self._find(kind="study")
+        if earlier is None or earlier.data.tags.get("key", "") == key:
+            return
+        name = f"{self._study} (earlier, {earlier.info.run_id[:6]})"
+        self._close_running()
+        for run in sorted(self._search(), key=lambda run: run.info.run_id == earlier.info.run_id):  # its own run last
+            self._client.set_tag(run.info.run_id, "study", name)
 
     def _close_running(self, except_for: str = "") -> None:
         for run in list(self._search(status="RUNNING")):

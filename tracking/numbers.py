@@ -6,6 +6,7 @@ A point is (key, step, value). Headline numbers have step 0 alone; curves have o
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from colever.tracking.report import main_effects
 from colever.types import Cost, Evaluation, RoundRecord, StudyReport, TrialRecord
 
 Point = tuple[str, int, float]
+
+NOT_IN_KEYS = re.compile(r"[^\w\-./: ]")
 
 SHORT = {
     "learning_rate": "lr",
@@ -129,8 +132,11 @@ def _text(value: Any) -> str:
 
 
 def _points(step: int, values: Mapping[str, float | None]) -> Iterator[Point]:
-    """Rounded, since the UI's cells show every digit; values below 0.01 keep four significant ones."""
+    """Rounded, since the UI's cells show every digit; values below 0.01 keep four significant ones.
+
+    What MLflow takes in no key, such as the brackets of a predictor ``steps[0]``, becomes a dot.
+    """
     for key, value in values.items():
         if value is None or not math.isfinite(value):
             continue
-        yield key, step, round(value, 4) if abs(value) >= 0.01 else float(f"{value:.4g}")
+        yield NOT_IN_KEYS.sub(".", key), step, round(value, 4) if abs(value) >= 0.01 else float(f"{value:.4g}")
