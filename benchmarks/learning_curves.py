@@ -1,7 +1,7 @@
 """What each choice of the weight lever's settings does on a bundled task: the curves of docs/seed-model.md.
 
-One pull per choice from the same base with the same seed: mean reward at temperature 1 along the updates, then the greedy
-score and gold on dev. ``--figure`` draws the curves. The last line is one JSON object.
+One pull per choice from the same base with the same seed: mean reward at temperature 1 along the updates, then the
+greedy score and gold on dev. ``--figure`` draws the curves. The last line is one JSON object.
 
     python benchmarks/learning_curves.py [--task arithmetic] [--updates 40] [--choice 'lr 3e-5'] [--figure FILE]
 """

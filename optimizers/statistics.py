@@ -44,9 +44,9 @@ def wilson(successes: int, total: int) -> Estimate:
 def paired_effect(terms: Sequence[tuple[float, Values]], *, seed: int = 0) -> Estimate | None:
     """``Σ coefficient · mean(values)`` over the examples that every term knows, resampled together.
 
-    ``resolved`` is whether the interval excludes 0. Where all differences are equal and not 0, resampling says nothing;
-    then at most 3/n of the population differ (the rule of three, at 95 %), by as much as the coefficients allow. None if
-    there is no such example.
+    ``resolved`` is whether the interval excludes 0. Where all differences are equal and not 0, resampling says
+    nothing; then at most 3/n of the population differ (the rule of three, at 95 %), by as much as the coefficients
+    allow. None if there is no such example.
     """
     rows = np.array([[np.nan if v is None else v for v in values] for _, values in terms], dtype=float)
     rows = rows[:, ~np.isnan(rows).any(axis=0)]

@@ -63,8 +63,8 @@ def sweep(
     """Run or continue the study until it has ``config.trials`` trials or its budget ends; its report.
 
     Raises StoreError where another process runs it, UsageError where it was made with other settings, and LeverError
-    at the end where pulls failed: the next call tries their trials once more, then they are left out. After an interrupt the same
-    call goes on.
+    at the end where pulls failed: the next call tries their trials once more, then they are left out. After an
+    interrupt the same call goes on.
     """
     name = config.study_name
     folder = StudyFolder(home, name)

@@ -123,7 +123,7 @@ class _Pull:
         self.identity = digest_of([self.candidate.digest, s.model_dump(mode="json"), self.seed])
 
     def sample(self, update: int) -> TrainingBatch | None:
-        """The rows of an update, from rollouts under the weights as they are; None if there is nothing left to learn."""
+        """The rows of an update, from rollouts under the weights as they are; None if nothing is left to learn."""
         if self.stopped:
             return None
         s = self.settings
