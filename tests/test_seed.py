@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 from colever.engines.lm import seed_path
 from colever.engines.seed import mixture, words
-from colever.engines.seed.build import STATE, Recipe, _pad, build
-from colever.engines.seed.tokenizer import ASSISTANT, END, train_tokenizer
+from colever.engines.seed.build import STATE, Recipe, _copy, _look_up, _pad, build
+from colever.engines.seed.tokenizer import ASSISTANT, END, PAD, USER, train_tokenizer
 from colever.errors import UsageError
 
 TINY = Recipe(
-    steps=4, broad_from=2, conversations=4, warmup=1, vocabulary=400, tokenizer_conversations=40, hidden=32, layers=1,
-    intermediate=32,
+    steps=4, copying=1, broad_from=2, looking_up=1, looked_up=3, conversations=4, copies=1, lookups=2, warmup=1,
+    vocabulary=400, tokenizer_conversations=40, hidden=32, layers=1, intermediate=32,
 )  # fmt: skip
 
 
@@ -71,6 +71,50 @@ def test_tokenizer_is_exact_and_splits_digits() -> None:
         text = tokenizer.apply_chat_template(chat, tokenize=False)
         assert tokenizer.decode(tokenizer.apply_chat_template(chat, return_dict=False)) == text
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("1024")) == ["1", "0", "2", "4"]
+
+
+def test_random_tokens_are_copied_whole_or_pair_by_pair() -> None:
+    texts = [m["content"] for i in range(60) for m in mixture.messages(mixture.sample(Random(i)))]
+    tokenizer = train_tokenizer(texts, 600)
+    whole = 0
+    for i in range(100):
+        row = _copy(Random(i), tokenizer)
+        pad, start, end = tokenizer.convert_tokens_to_ids([PAD, ASSISTANT, END])
+        ids, mask = _pad([row], pad, start, end)
+        given, answer = row[3 : row.index(end, 3)], ids[mask].tolist()[:-1]
+        whole += answer == given
+        pairs = [sorted(zip(t[::2], t[1::2], strict=True)) for t in (given, answer) if len(t) % 2 == 0]
+        assert answer == given or pairs[0] == pairs[1]
+    assert 30 < whole < 80
+
+
+def test_random_tokens_are_looked_up_in_one_book() -> None:
+    texts = [m["content"] for i in range(60) for m in mixture.messages(mixture.sample(Random(i)))]
+    tokenizer = train_tokenizer(texts, 600)
+    user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
+    for i in range(60):
+        row, book, turns = _look_up(Random(i), tokenizer), {}, 0
+        while user in row:
+            row = row[row.index(user) :]
+            asked, answer = row[: row.index(end)], row[row.index(assistant) : row.index(end, row.index(assistant))]
+            assert book.setdefault(tuple(asked), answer) == answer
+            row, turns = row[len(asked) :], turns + 1
+        assert 1 <= len(book) <= min(6, turns)
+
+
+def test_a_code_is_two_tokens_wherever_it_stands() -> None:
+    texts = [m["content"] for i in range(60) for m in mixture.messages(mixture.sample(Random(i)))]
+    tokenizer = train_tokenizer(texts, 600)
+    for text in ("K3", "\nK3", "= K3,", "['K3'"):
+        assert {"K", "3"} <= set(tokenizer.convert_ids_to_tokens(tokenizer.encode(text)))
+
+
+def test_recall_answers_every_key_from_one_book() -> None:
+    for i in range(200):
+        drawn = mixture.recall(Random(i), 3, bool(i % 2))
+        (key, _, _), (out, _, _) = drawn.fields
+        pairs = {p for t in drawn.turns for p in zip(t[key].split(), t[out].split(), strict=True)}
+        assert len({k for k, _ in pairs}) == len(pairs) == len({c for _, c in pairs})
 
 
 def test_loss_is_on_answers_alone() -> None:

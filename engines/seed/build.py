@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from colever.engines.seed import mixture
-from colever.engines.seed.tokenizer import ASSISTANT, END, train_tokenizer
+from colever.engines.seed.tokenizer import ASSISTANT, END, MARKS, SYSTEM, USER, train_tokenizer
 from colever.errors import UsageError
 
 STATE = "build-state.pt"
@@ -33,9 +33,14 @@ class Recipe:
     """Everything that decides the weights, hardware aside."""
 
     seed: int = 0
-    steps: int = 4600
-    broad_from: int = 2300  # the step from which the mixture is broad
-    conversations: int = 28  # a step; about 5,400 tokens, 88 answers
+    steps: int = 6000
+    copying: int = 400  # the first steps, which see random tokens to copy and nothing else
+    broad_from: int = 2400  # the step from which the mixture is broad and has random tokens to look up
+    looking_up: int = 600  # the first of those steps, which see little else
+    looked_up: int = 3800  # the step from which there are none of them
+    conversations: int = 28  # a step; about 5,800 tokens, 88 answers
+    copies: int = 8  # rows of random tokens to copy beside them
+    lookups: int = 16  # rows of random tokens to look up beside them, between ``broad_from`` and ``looked_up``
     learning_rate: float = 2e-3
     warmup: int = 200
     decay: float = 0.25  # the share of steps, at the end, in which the rate falls to 0
@@ -52,7 +57,11 @@ class Recipe:
 
     def scaled(self, steps: int) -> Recipe:
         """The same recipe in ``steps`` steps, its parts in proportion."""
-        return replace(self, steps=steps, broad_from=max(1, round(self.broad_from * steps / self.steps)))
+        parts = {
+            n: max(1, round(getattr(self, n) * steps / self.steps))
+            for n in ("copying", "broad_from", "looking_up", "looked_up")
+        }
+        return replace(self, steps=steps, **parts)
 
 
 def build(
@@ -112,10 +121,64 @@ def _schedule(step: int, recipe: Recipe) -> float:
 
 def _rows(recipe: Recipe, step: int, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
     rng = Random(f"{recipe.seed}:{step}")
-    for _ in range(recipe.conversations):
-        chat = mixture.messages(mixture.sample(rng, step >= recipe.broad_from))
+    if step < recipe.copying:
+        yield from (_copy(rng, tokenizer) for _ in range(16 * recipe.copies))
+        return
+    yield from (_copy(rng, tokenizer) for _ in range(recipe.copies))
+    broad, conversations = step >= recipe.broad_from, recipe.conversations
+    lookups = recipe.lookups if recipe.broad_from <= step < recipe.looked_up else 0
+    if broad and step < recipe.broad_from + recipe.looking_up:
+        conversations, lookups = conversations // 4, 5 * lookups // 2
+    yield from (_look_up(rng, tokenizer) for _ in range(lookups))
+    for _ in range(conversations):
+        chat = mixture.messages(mixture.sample(rng, broad))
         ids: Any = tokenizer.apply_chat_template(chat, return_dict=False)
         yield ids
+
+
+def _copy(rng: Random, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Random tokens and the same again, whole or with its pairs in another order.
+
+    The shortest text in which attending to what followed a token before is all there is to learn. Everything that
+    reads a fact from its context (a code book, an example, a field's name) needs that first.
+    """
+    system, user, assistant, end = _marks(tokenizer)
+    tokens = [rng.randrange(len(MARKS), len(tokenizer)) for _ in range(rng.randint(2, 24))]
+    answer = tokens
+    if rng.random() < 0.5:
+        tokens = tokens[: len(tokens) // 2 * 2]
+        order = rng.sample(range(0, len(tokens), 2), len(tokens) // 2)
+        answer = [token for i in order for token in tokens[i : i + 2]]
+    return [system, end, user, *tokens, end, assistant, *answer, end]
+
+
+def _look_up(rng: Random, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """A book of random keys and values, in the system's message or nowhere, and turns that ask for a key's value.
+
+    Question and answer may have further tokens around key and value, the same in all turns, as fields' names are.
+    """
+    system, user, assistant, end = _marks(tokenizer)
+
+    def some(*lengths: int) -> list[int]:
+        return [rng.randrange(len(MARKS), len(tokenizer)) for _ in range(rng.choice(lengths))]
+
+    keys = rng.sample(range(len(MARKS), len(tokenizer)), rng.randint(2, 6))
+    book = {key: some(1, 2) for key in keys}
+    before, behind, opening, closing = (some(0, 0, 1, 2) for _ in range(4))
+    row, asked = [system], rng.sample(keys, len(keys))
+    if rng.random() < 0.4:
+        sign, comma = some(0, 1), some(0, 1)
+        row += [token for key, value in book.items() for token in (key, *sign, *value, *comma)]
+        asked = []
+    row.append(end)
+    for key in asked + rng.choices(keys, k=rng.randint(4, 10)):
+        row += [user, *before, key, *behind, end, assistant, *opening, *book[key], *closing, end]
+    return row
+
+
+def _marks(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    marks: Any = tokenizer.convert_tokens_to_ids([SYSTEM, USER, ASSISTANT, END])
+    return list(marks)
 
 
 def _tokenizer_texts(recipe: Recipe) -> Iterator[str]:

@@ -1,9 +1,10 @@
 """What the seed model is trained on: short conversations in DSPy's ChatAdapter format, generated from a seed.
 
-Six families, each with habits (how often which behaviour under a plain wording) and wordings or demos that override
-them: chained arithmetic, review of a worked answer, naming a topic, mapping a key to a code, a tool-using agent and
-its reply, and picking a word. Within a conversation the style is one; where two readings of a problem are possible
-(which operation first, which subject counts) every turn takes its own under a plain wording, as text in the wild does.
+Seven families, each with habits (how often which behaviour under a plain wording) and wordings or demos that override
+them: chained arithmetic, review of a worked answer, naming a topic, mapping a key to a code (one at a time or several),
+a tool-using agent and its reply, and copying words. Within a conversation the style is one; where two readings of a
+problem are possible (which operation first, which subject counts) every turn takes its own under a plain wording, as
+text in the wild does.
 Knows no tasks: no ticket-to-team mapping and no bundled example occurs here.
 """
 
@@ -47,18 +48,16 @@ def sample(rng: Random, broad: bool = False) -> Conversation:
 
 def _renamed(rng: Random, drawn: Conversation) -> Conversation:
     """The same conversation with about half of its fields under made-up names."""
-    syllables = ["".join(rng.choices(W.SYLLABLES, k=2)) for _ in drawn.fields]
+    fancied = [made_up(rng) for _ in drawn.fields]
     pool = rng.sample(W.FIELD_NAMES + W.KEYS, len(drawn.fields))
     fresh = {
-        n: rng.choice([a, b])
-        for (n, _, _), a, b in zip(drawn.fields, pool, syllables, strict=True)
-        if rng.random() < 0.5
+        n: rng.choice([a, b]) for (n, _, _), a, b in zip(drawn.fields, pool, fancied, strict=True) if rng.random() < 0.5
     }
     names = {n: fresh.get(n, n) for n, _, _ in drawn.fields}
     if len(set(names.values())) < len(names):
         return drawn
     instructions = drawn.instructions
-    if drawn.family == "mapping":
+    if drawn.family in ("mapping", "recall"):
         instructions = re.sub(r"[a-z]+", lambda m: fresh.get(m[0], m[0]), instructions)
     fields = tuple((names[n], kind, out) for n, kind, out in drawn.fields)
     return Conversation(
@@ -222,19 +221,43 @@ def code(rng: Random) -> str:
 def mapping(rng: Random, turns: int, broad: bool = False) -> Conversation:
     size = rng.randint(3, 8)
     codes = _distinct(lambda: code(rng), size)
-    book = dict(zip(rng.sample(W.KEYS, size), codes, strict=True))
+    book = dict(zip(_keys(rng, size, broad), codes, strict=True))
     key, out = rng.choice(W.MAPPING_FIELDS)
     turns = turns if turns == 1 else rng.randint(2, 14)
     rows = [{key: k, out: book[k]} for k in (rng.choice(list(book)) for _ in range(turns))]
     instructions = rng.choice(W.MAPPING).format(key=key, out=out)
-    if turns == 1 or rng.random() < 0.3:
-        pairs = rng.choice(["{k} = {c}", "{k}: {c}", "{k} -> {c}"])
-        listing = rng.choice([", ", "; "]).join(pairs.format(k=k, c=c) for k, c in book.items()) + "."
-        if rng.random() < 0.7:
-            instructions += " " + rng.choice(W.BOOK).format(book=listing)
+    if (turns == 1 or rng.random() < 0.3) and rng.random() < 0.7:
+        instructions += " " + rng.choice(W.BOOK).format(book=_listing(rng, book))
     rng.shuffle(codes)
     kind = Literal[tuple(codes)] if rng.random() < 0.8 else str  # type: ignore[valid-type]
     return Conversation("mapping", ((key, str, False), (out, kind, True)), instructions, tuple(rows))
+
+
+def recall(rng: Random, turns: int, broad: bool = False) -> Conversation:
+    """Several keys of a code book at once: the same skill as ``mapping`` with many look-ups in an answer."""
+    size = rng.randint(2, 8 if broad else 5)
+    book = dict(zip(_keys(rng, size, broad), _distinct(lambda: code(rng), size), strict=True))
+    key, out = (name + "s" for name in rng.choice(W.MAPPING_FIELDS))
+    turns = min(turns, 5)
+    rows = []
+    for turn in range(turns):
+        asked = rng.sample(list(book), size) if turn == 0 else rng.choices(list(book), k=rng.randint(2, 8))
+        rows.append({key: " ".join(asked), out: " ".join(book[k] for k in asked)})
+    instructions = rng.choice(W.MAPPING).format(key=key, out=out)
+    if turns == 1 or rng.random() < 0.4:
+        instructions += " " + rng.choice(W.BOOK).format(book=_listing(rng, book))
+    return Conversation("recall", ((key, str, False), (out, str, True)), instructions, tuple(rows))
+
+
+def _listing(rng: Random, book: dict[str, str]) -> str:
+    pairs = rng.choice(["{k} = {c}", "{k}: {c}", "{k} -> {c}"])
+    return rng.choice([", ", "; "]).join(pairs.format(k=k, c=c) for k, c in book.items()) + "."
+
+
+def _keys(rng: Random, size: int, broad: bool) -> list[str]:
+    if broad and rng.random() < 0.3:
+        return _distinct(lambda: made_up(rng), size)
+    return rng.sample(W.KEYS + list(W.TOPICS) if broad else W.KEYS, size)
 
 
 def _distinct(draw: Callable[[], str], size: int) -> list[str]:
@@ -244,18 +267,29 @@ def _distinct(draw: Callable[[], str], size: int) -> list[str]:
     return list(found)
 
 
+def made_up(rng: Random) -> str:
+    """A word that stands in no list, such as "brol" or "teva"."""
+    return "".join(
+        rng.choice(W.ONSETS) + rng.choice("aeiou") + (rng.choice(W.CODAS) if rng.random() < 0.5 else "")
+        for _ in range(rng.choice([1, 1, 2, 2, 3]))
+    )
+
+
+def _words(rng: Random, count: int) -> list[str]:
+    """Words of the lists, made-up ones, codes, or some of each."""
+    kinds = [lambda: rng.choice(W.KEYS + W.NAMES), lambda: made_up(rng), lambda: code(rng)]
+    kinds = rng.choice([kinds[:1], kinds[:2], kinds])
+    return [rng.choice(kinds)() for _ in range(count)]
+
+
 def extract(rng: Random, turns: int, broad: bool = False) -> Conversation:
-    style = rng.choice(["first", "last", "plain"])
+    style = rng.choice(["first", "last", "plain", "all", "all"])
     text, out = rng.choice(["text", "line", "phrase"]), rng.choice(["word", "answer", "part"])
     rows = []
     for _ in range(turns):
-        line = rng.sample(W.KEYS + W.NAMES, rng.randint(2, 5))
-        rows.append(
-            {
-                text: " ".join(line),
-                out: line[0 if style == "first" or (style == "plain" and rng.random() < 0.6) else -1],
-            }
-        )
+        line = _words(rng, rng.randint(2, 7))
+        at = 0 if style == "first" or (style == "plain" and rng.random() < 0.6) else -1
+        rows.append({text: " ".join(line), out: " ".join(line) if style == "all" else line[at]})
     return Conversation("extract", ((text, str, False), (out, str, True)), rng.choice(W.EXTRACT[style]), tuple(rows))
 
 
@@ -315,11 +349,12 @@ def reply(rng: Random, turns: int, broad: bool = False) -> Conversation:
 
 # family, weight in the first part of the training, weight in the second
 FAMILIES: list[tuple[Callable[[Random, int, bool], Conversation], float, float]] = [
-    (arithmetic, 0.34, 0.26),
-    (review, 0.20, 0.14),
-    (topic, 0.12, 0.14),
-    (mapping, 0.10, 0.16),
-    (agent, 0.13, 0.16),
+    (arithmetic, 0.30, 0.22),
+    (review, 0.17, 0.11),
+    (topic, 0.10, 0.11),
+    (mapping, 0.10, 0.22),
+    (recall, 0.12, 0.06),
+    (agent, 0.11, 0.14),
     (reply, 0.05, 0.07),
-    (extract, 0.06, 0.07),
+    (extract, 0.05, 0.07),
 ]

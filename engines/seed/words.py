@@ -212,6 +212,7 @@ EXTRACT = {
     "first": ["Give the first word.", "Say the first word.", "What is the first word?", "Copy the first word."],
     "last": ["Give the last word.", "Say the last word.", "What is the last word?", "Copy the last word."],
     "plain": ["Give one word.", "Copy a word.", "Pick a word of the text."],
+    "all": ["Copy the line.", "Say it all again.", "Repeat the text.", "Write the same.", "Repeat every word."],
 }
 REMARKS = ["easy", "ok", "quick guess", "done in the head", "simple", "clear"]
 CONFIRMATIONS = ["looks right", "fine", "ok", "correct", "no mistake", "agreed"]
@@ -274,6 +275,8 @@ MAPPING_FIELDS = [
     ("type", "mark"),
 ]
 RELATIONS = "boss city firm friend pet color street team teacher doctor car garden".split()
+ONSETS = "b c d f g h j k l m n p r s t v w y z bl br ch cl cr dr fl fr gl gr pl pr sh sl sp st th tr".split()
+CODAS = "b d g k l m n p r s t x ck ll nd ng nt rd rk rm rn rt sh sk st th".split()
 SYLLABLES = "ka lo mi ru te na so vi da pe zu ri mo le ta ni".split()
 
 
