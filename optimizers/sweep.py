@@ -77,7 +77,7 @@ def sweep(
         if run.failed:
             raise LeverError(
                 f"{len(run.failed)} of {config.trials} trials failed; the same command tries them once more. "
-                f"The others are in `colever report {name}`. {'; '.join(run.failed)}"
+                f"The others are in `colever report {name}`. {' '.join(run.failed)}"
             )
         return report
 
@@ -152,14 +152,14 @@ class _Run:
                 self.study.tell(trial, state=TrialState.FAIL)
                 self._write()
                 if trial.number not in {t.number for t in self._given_up()}:
-                    self.failed.append(f"trial {trial.number} failed: {error}")
+                    self.failed.append(f"Trial {trial.number} failed: {error}.")
 
     def finish(self) -> StudyReport:
         """Evaluate the test cells, each once, and report."""
         for lost in self._given_up():
             self._note(f"Trial {lost.number} failed a second time and is left out: {lost.user_attrs['error']}.")
         for failure in self.failed:
-            self._note(f"T{failure[1:]}.")
+            self._note(failure)
         trials = self.folder.trials(self.state)
         plan = planned(self.state, self.base_dev, trials)
         for done, (candidate, split) in enumerate(plan, 1):

@@ -139,7 +139,7 @@ def broken() -> None:
 
 
 def test_a_failed_trial_leaves_the_others_and_is_tried_again(tmp_path: Path) -> None:
-    with pytest.raises(LeverError, match=r"3 of 4 .*trial 1 failed: the weights lever failed: ValueError: no luck"):
+    with pytest.raises(LeverError, match=r"3 of 4 .*Trial 1 failed: the weights lever failed: ValueError: no luck"):
         run(tmp_path, on_update=broken)
     stored = report_of(StudyFolder(tmp_path, "toy-toy-s0"))
     assert [arm.schedule for arm in stored.arms] == ["p"]
