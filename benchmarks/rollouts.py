@@ -28,13 +28,7 @@ EXAMPLES, SAMPLES, PER_CALL = 8, 8, 8  # one call at a time is slow: timed on PE
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="seed")
-    parser.add_argument(
-        "--threads", default="", help="numbers to try, such as 1,2 (default: powers of two up to the cores)"
-    )
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
+    options = arguments()
     logging.getLogger("dspy").setLevel(logging.ERROR)
     task, lm = colever.load_task("arithmetic"), colever.engine_lm(options.model)
     engine = lm.engine
@@ -91,6 +85,15 @@ def main() -> None:
         "vs_generate_per_call": round(rates["engine"] / rates["per call"], 2),
         "vs_raw_batched": round(rates["engine"] / rates["raw batched"], 2),
     }))  # fmt: skip
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="seed")
+    help_threads = "numbers to try, such as 1,2 (default: powers of two up to the cores)"
+    parser.add_argument("--threads", default="", help=help_threads)
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser.parse_args()
 
 
 def powers(cores: int) -> list[int]:
