@@ -41,7 +41,7 @@ class SolveAndCheck(dspy.Module):
 
 
 class ReadAndRoute(dspy.Module):
-    """Names the topic of a text, then maps the topic to a destination; signatures come from the task."""
+    """Names a ticket's topic, then quotes a code book's entry for it and the team; signatures come from the task."""
 
     def __init__(self, read: type[dspy.Signature], route: type[dspy.Signature]) -> None:
         super().__init__()
@@ -50,7 +50,8 @@ class ReadAndRoute(dspy.Module):
 
     def forward(self, ticket: str) -> dspy.Prediction:
         topic = self.read(ticket=ticket).topic
-        return dspy.Prediction(topic=topic, team=self.route(topic=topic).team)
+        routed = self.route(topic=topic)
+        return dspy.Prediction(topic=topic, entry=routed.entry, team=routed.team)
 
 
 class Act(dspy.Signature):

@@ -1,7 +1,7 @@
 """``routing``: a ticket is read, its topic named, and mapped to a team by an arbitrary code book. Knowledge.
 
-The code book is in no prompt and in no pre-training: it has to come from demos or from rewards. Where a ticket
-names two subjects the last one counts.
+The code book is in no instruction and in no pre-training: it has to come from demos or from rewards. The second
+predictor first quotes the book's entry, then gives the team. Where a ticket names two subjects the last one counts.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ SUBJECTS = {
 }
 CODE_BOOK = {"billing": "K3", "shipping": "R8", "account": "D1", "hardware": "T6", "software": "M2", "travel": "B9"}
 ONE = [
-    "hello, my {b} has a problem", "the {b} i got is not right", "we need a new {b}",
-    "could someone look into the {b}?", "i am not happy with the {b}", "where is my {b}?",
-    "the {b} is missing again", "it is about the {b}",
+    "hello, my {b} has a problem", "the {b} i got is not right", "we need a new {b}", "where is my {b}?",
+    "it is about the {b}", "could you look into the {b}?", "i am not happy with the {b}", "the {b} is missing again",
 ]  # fmt: skip
 TWO = [
-    "the {a} is ok now. the {b} is not", "thanks for the {a}, but where is the {b}?",
-    "i wrote about the {a}, now it is the {b}",
-    "not the {a}: the {b} is wrong", "after the {a} came, the {b} did not work", "forget the {a}, look at the {b}",
+    "the {a} is ok now. the {b} is not", "thanks for the {a}, but where is the {b}?", "not the {a}: the {b} is wrong",
+    "i wrote about the {a}, now it is the {b}", "after the {a} came, the {b} did not work",
+    "forget the {a}, look at the {b}",
 ]  # fmt: skip
 
 
@@ -50,6 +49,7 @@ class Route(dspy.Signature):
     """Give the team for the topic."""
 
     topic: str = dspy.InputField()
+    entry: str = dspy.OutputField()
     team: Literal[tuple(sorted(CODE_BOOK.values()))] = dspy.OutputField()  # type: ignore[valid-type]
 
 
@@ -58,7 +58,8 @@ def draw(rng: Random) -> dspy.Example:
     other, topic = rng.sample(list(SUBJECTS), 2)
     template = rng.choice(ONE if rng.random() < 0.5 else TWO)
     ticket = template.format(a=rng.choice(SUBJECTS[other].split()), b=rng.choice(SUBJECTS[topic].split()))
-    return dspy.Example(ticket=ticket, topic=topic, team=CODE_BOOK[topic]).with_inputs("ticket")
+    code = CODE_BOOK[topic]
+    return dspy.Example(ticket=ticket, topic=topic, entry=f"{topic} = {code}", team=code).with_inputs("ticket")
 
 
 def examples(seed: int, count: int) -> list[dspy.Example]:
@@ -86,6 +87,10 @@ def consistent(example: dspy.Example, prediction: dspy.Prediction, steps: Sequen
     return CODE_BOOK[prediction.topic] == prediction.team
 
 
+def quoted(example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[Step]) -> bool:
+    return prediction.entry == f"{prediction.topic} = {prediction.team}"
+
+
 TICKETS = examples(seed=40, count=256 + 256 + 512)
 
 task = Task(
@@ -99,6 +104,7 @@ task = Task(
         Criterion("topic", topic, 0.25, "the last subject of the ticket is its topic"),
         Criterion("valid", valid, 0.25, f"a team is one of {', '.join(sorted(CODE_BOOK.values()))}"),
         Criterion("consistent", consistent, 0),
+        Criterion("quoted", quoted, 0),
     ]),
     gold=team,
     instructions={
@@ -109,5 +115,5 @@ task = Task(
         ],
         "route": ["Tell which team takes the topic.", "Send the topic to its team."],
     },
-    max_tokens=32,
+    max_tokens=48,
 )  # fmt: skip

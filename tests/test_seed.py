@@ -109,6 +109,20 @@ def test_a_code_is_two_tokens_wherever_it_stands() -> None:
         assert {"K", "3"} <= set(tokenizer.convert_ids_to_tokens(tokenizer.encode(text)))
 
 
+def test_mapping_quotes_a_line_of_one_book() -> None:
+    quoted = 0
+    for i in range(300):
+        drawn = mixture.mapping(Random(i), 1 + i % 3, bool(i % 2))
+        (key, _, _), *line, (out, _, _) = drawn.fields
+        pairs = {(t[key], t[out]) for t in drawn.turns}
+        assert len({k for k, _ in pairs}) == len(pairs) == len({c for _, c in pairs})
+        for turn in drawn.turns:
+            for name, _, _ in line:
+                assert turn[name] in {pair.format(k=turn[key], c=turn[out]) for pair in words.PAIRS}
+        quoted += bool(line)
+    assert 180 < quoted < 240
+
+
 def test_recall_answers_every_key_from_one_book() -> None:
     for i in range(200):
         drawn = mixture.recall(Random(i), 3, bool(i % 2))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import dspy
 import pytest
 from dspy import lm15
 
 from colever.engines.seed import words
 from colever.errors import TaskError
+from colever.optimizers.demos import draw, labelled_demos
 from colever.pipelines.rollout import run_rollouts
 from colever.tasks import arithmetic, lookup, routing
 from colever.tasks.load import BUNDLED, check_task, load_task
@@ -68,12 +71,9 @@ def lookup_answers(prompt: str, right: bool) -> dict[str, object]:
 def routing_answers(prompt: str, right: bool) -> dict[str, object]:
     if "[[ ## ticket ## ]]" in prompt:
         return {"topic": next(e for e in routing.TICKETS if e.ticket == field(prompt, "ticket")).topic}
-    codes = routing.CODE_BOOK
-    return {
-        "team": codes[field(prompt, "topic")]
-        if right
-        else codes["billing" if field(prompt, "topic") != "billing" else "travel"]
-    }
+    topic, codes = field(prompt, "topic"), routing.CODE_BOOK
+    team = codes[topic] if right else codes["billing" if topic != "billing" else "travel"]
+    return {"entry": f"{topic} = {team}", "team": team}
 
 
 ANSWERS = {"arithmetic": arithmetic_answers, "lookup": lookup_answers, "routing": routing_answers}
@@ -128,10 +128,17 @@ class TestBundled:
         assert task.digest() == load_task(name).digest() != changed.digest()
 
 
+def test_routings_demos_can_hold_the_whole_code_book() -> None:
+    pool = labelled_demos(routing.task.program(), routing.task.train)
+    book = {f"{topic} = {team}" for topic, team in routing.CODE_BOOK.items()}
+    assert {demo["entry"] for demo in draw(pool["route"], ["entry", "team"], len(book), Random(0))} == book
+
+
 def test_routing_pairs_are_unknown_to_the_seed_mixture() -> None:
     assert not set(routing.CODE_BOOK) & set(words.KEYS)
-    assert not {"ticket", "team"} & {
+    assert not {"ticket", "entry", "team"} & {
         *words.FIELD_NAMES,
+        *words.LINES,
         *words.KEYS,
         *(n for pair in words.MAPPING_FIELDS for n in pair),
     }
@@ -182,6 +189,8 @@ class TestRubric:
 
 
 GOOD = """
+from random import Random
+
 import dspy
 from colever import Criterion, Rubric, Task
 rows = [dspy.Example(q=str(i), a=str(i)).with_inputs("q") for i in range(12)]

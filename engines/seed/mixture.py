@@ -219,18 +219,28 @@ def code(rng: Random) -> str:
 
 
 def mapping(rng: Random, turns: int, broad: bool = False) -> Conversation:
-    size = rng.randint(3, 8)
+    """A key's code out of a book that stands in the instruction, in earlier turns, or nowhere (then any code will do).
+
+    In most conversations the answer first quotes the book's line, key and code, and then gives the code alone.
+    """
+    size = rng.randint(2, 8)
     codes = _distinct(lambda: code(rng), size)
     book = dict(zip(_keys(rng, size, broad), codes, strict=True))
     key, out = rng.choice(W.MAPPING_FIELDS)
-    turns = turns if turns == 1 else rng.randint(2, 14)
-    rows = [{key: k, out: book[k]} for k in (rng.choice(list(book)) for _ in range(turns))]
+    line = rng.choice(W.LINES) if rng.random() < 0.7 else None
+    pair = rng.choice(W.PAIRS)
+    asked = rng.choices(list(book), k=1 if turns == 1 else rng.randint(2, 14))
+    if turns > 1 and rng.random() < 0.5:
+        asked = rng.sample(list(book), size) + asked[: 14 - size]
+    quotes = {} if line is None else {k: {line: pair.format(k=k, c=c)} for k, c in book.items()}
+    rows = [{key: k, **quotes.get(k, {}), out: book[k]} for k in asked]
     instructions = rng.choice(W.MAPPING).format(key=key, out=out)
     if (turns == 1 or rng.random() < 0.3) and rng.random() < 0.7:
-        instructions += " " + rng.choice(W.BOOK).format(book=_listing(rng, book))
+        instructions += " " + rng.choice(W.BOOK).format(book=_listing(rng, book, pair))
     rng.shuffle(codes)
     kind = Literal[tuple(codes)] if rng.random() < 0.8 else str  # type: ignore[valid-type]
-    return Conversation("mapping", ((key, str, False), (out, kind, True)), instructions, tuple(rows))
+    quoted = () if line is None else ((line, str, True),)
+    return Conversation("mapping", ((key, str, False), *quoted, (out, kind, True)), instructions, tuple(rows))
 
 
 def recall(rng: Random, turns: int, broad: bool = False) -> Conversation:
@@ -245,13 +255,12 @@ def recall(rng: Random, turns: int, broad: bool = False) -> Conversation:
         rows.append({key: " ".join(asked), out: " ".join(book[k] for k in asked)})
     instructions = rng.choice(W.MAPPING).format(key=key, out=out)
     if turns == 1 or rng.random() < 0.4:
-        instructions += " " + rng.choice(W.BOOK).format(book=_listing(rng, book))
+        instructions += " " + rng.choice(W.BOOK).format(book=_listing(rng, book, rng.choice(W.PAIRS)))
     return Conversation("recall", ((key, str, False), (out, str, True)), instructions, tuple(rows))
 
 
-def _listing(rng: Random, book: dict[str, str]) -> str:
-    pairs = rng.choice(["{k} = {c}", "{k}: {c}", "{k} -> {c}"])
-    return rng.choice([", ", "; "]).join(pairs.format(k=k, c=c) for k, c in book.items()) + "."
+def _listing(rng: Random, book: dict[str, str], pair: str) -> str:
+    return rng.choice([", ", "; "]).join(pair.format(k=k, c=c) for k, c in book.items()) + "."
 
 
 def _keys(rng: Random, size: int, broad: bool) -> list[str]:

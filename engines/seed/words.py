@@ -207,6 +207,8 @@ MAPPING = [
     "What {out} does the {key} have?",
     "Pick the right {out}.",
 ]
+PAIRS = ["{k} = {c}", "{k}: {c}", "{k} -> {c}"]
+LINES = ["line", "pair", "row", "match", "rule", "quote", "source", "reason"]
 BOOK = ["Use the list: {book}", "The list is: {book}", "{book}", "Go by this list: {book}", "Here is the list: {book}"]
 EXTRACT = {
     "first": ["Give the first word.", "Say the first word.", "What is the first word?", "Copy the first word."],
@@ -371,7 +373,7 @@ TWO_PARTS = (
     ["", " is late", " is wrong", " please", " does not work", " is missing", "?", " again", " is not here", " has a fault"],
 )  # fmt: skip
 FIELD_NAMES = (
-    "data input output case entry line body head title mail post request order choice place number unit part side tag mark "
+    "data input output case line body head title mail post request order choice place number unit part side tag mark "
     "sign detail matter record source target given wanted left right top base plan form list page sheet log memo report"
 ).split()
 
