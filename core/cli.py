@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from colever import console
-from colever.errors import ColeverError, UsageError
+from colever.errors import ColeverError, LeverError, UsageError
 from colever.shown import show_evaluation, show_report, write_report
 
 if TYPE_CHECKING:
@@ -240,8 +240,8 @@ def main() -> None:
     except ColeverError as error:
         console.fail(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.fail("interrupted")
+    except OSError as error:  # a full disk, a folder that is a file: where no closer place has said more
+        console.fail(f"{error.filename or 'a file'}: {error.strerror or error}")
         sys.exit(1)
 
 
@@ -279,7 +279,15 @@ def _run_study(config: SweepConfig, home: Path, as_json: bool) -> None:
         folder = StudyFolder(home, config.study_name).path
         write_report(built, folder)
     show_report(built, as_json)
-    console.say(f"\nIn {folder}: report.json, figures, config.yaml. Compare the runs: colever ui {config.study_name}")
+    console.say(
+        f"\nIn {folder}: report.json, figures, config.yaml, candidate.json (for: colever eval {config.task} "
+        f"--candidate). Compare the runs: colever ui {config.study_name}"
+    )
+    if built.failures:
+        raise LeverError(
+            f"{len(built.failures)} of {config.trials} trials failed; the same command tries them once more. "
+            f"{' '.join(built.failures)}"
+        )
 
 
 def _make_home(home: Path) -> None:

@@ -35,4 +35,8 @@ class LeverError(ColeverError, RuntimeError):
 
 
 class BudgetExhausted(ColeverError, RuntimeError):
-    """A cap of the budget was reached before the work was done."""
+    """A cap of the budget was reached before the work was done; ``ledger`` is the budget whose cap it was."""
+
+    def __init__(self, message: str, ledger: object = None) -> None:
+        super().__init__(message)
+        self.ledger = ledger

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 
 def write_report(built: StudyReport, folder: Path) -> None:
-    """``report.json`` and ``figures/`` in ``folder``. Raises StoreError."""
+    """``report.json``, ``figures/`` and the winner as ``candidate.json`` in ``folder``. Raises StoreError."""
     from colever.tracking.figures import save_all
-    from colever.tracking.report import to_json
+    from colever.tracking.report_json import to_json
 
+    files = {"report.json": to_json(built)}
+    if built.path:
+        files["candidate.json"] = built.path[-1].kept.to_json()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(json.dumps(to_json(built), indent=2, ensure_ascii=False), encoding="utf-8")
+        for name, value in files.items():
+            (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
         save_all(built, folder / "figures")
     except OSError as error:
         raise StoreError(f"the report cannot be written to {folder}: {error}") from error
@@ -31,7 +35,8 @@ def write_report(built: StudyReport, folder: Path) -> None:
 
 def show_report(built: StudyReport, as_json: bool) -> None:
     """The whole report on stdout."""
-    from colever.tracking.report import render, to_json
+    from colever.tracking.report import render
+    from colever.tracking.report_json import to_json
 
     if as_json:
         console.show_json(to_json(built))

@@ -225,6 +225,11 @@ class RoundRecord:
         """The candidate that the next round starts from."""
         return self.child if self.accepted else self.parent
 
+    @property
+    def dev(self) -> Evaluation:
+        """Of the candidate that is kept."""
+        return self.after if self.accepted else self.before
+
     def to_json(self) -> dict[str, Any]:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data.update(
@@ -335,11 +340,13 @@ class StudyReport:
     arms: Sequence[ArmRow]
     path: Sequence[RoundRecord]  # the winner's rounds
     winner: str  # its schedule
-    cost: Cost  # of the sweep: every distinct round once
+    cost: Cost  # of the sweep: every distinct round once, and pulls that failed
+    reading_cost: Cost = field(default_factory=Cost)  # of reading test and watched splits at the end; under no cap
     dev_gain: float | None = None
     test_gain: float | None = None
     watched: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)  # watched split -> cell name -> cell
     notes: Sequence[str] = ()
+    failures: Sequence[str] = ()  # trials that failed in this call; the same command tries them once more
 
 
 def read_json(path: Path) -> Any:

@@ -60,7 +60,7 @@ def alternate(
         rounds.append(record)
         if not on_round(index, record, reused):
             break
-        candidate, before = record.kept, (record.after if record.accepted else before)
+        candidate, before = record.kept, record.dev
     return rounds
 
 

@@ -28,7 +28,6 @@ from colever.types import (
 
 LEVELS = (0.7, 0.8, 0.9)
 CELLS = ("base", "prompt", "weights", "both")
-LETTER = {"prompt": "p", "weights": "w"}
 Evaluations = Callable[[Candidate, str], Evaluation | None]
 
 
@@ -51,9 +50,9 @@ def choose_arms(base: Candidate, base_dev: Evaluation, trials: Sequence[TrialRec
         for end, record in enumerate(trial.rounds, 1):
             levers = {r.lever for r in trial.rounds[:end]}
             name = "both" if len(levers) == 2 else next(iter(levers))
-            dev = record.after if record.accepted else record.before
+            dev = record.dev
             if name not in chosen or dev.score > chosen[name].dev.score:
-                schedule = ",".join(LETTER[r.lever] for r in trial.rounds[:end])
+                schedule = ",".join(r.lever[0] for r in trial.rounds[:end])
                 chosen[name] = Choice(record.kept, schedule, dev)
     return chosen
 
@@ -116,7 +115,8 @@ def build_report(state: StudyState, trials: Sequence[TrialRecord], evaluations: 
         arms=[measured.arm(trial, base_dev) for trial in trials if trial.dev is not None],
         path=path,
         winner=winner.schedule if winner else "",
-        cost=sum(({r.key: r.cost for t in trials for r in t.rounds}).values(), base_dev.cost),
+        cost=sum(({r.key: r.cost for t in trials for r in t.rounds}).values(), base_dev.cost + state.lost),
+        reading_cost=measured.reading_cost(planned(state, base_dev, trials)),
         dev_gain=_headline(final, state.has_gold) - _headline(base_dev, state.has_gold),
         test_gain=gain.value if gain else None,
         watched={
@@ -159,8 +159,7 @@ def path_points(
     spent = Cost()
     for number, record in enumerate(path, 1):
         spent = spent + record.cost
-        kept = record.after if record.accepted else record.before
-        points.append((record.lever, number, spent, _headline(kept, gold)))
+        points.append((record.lever, number, spent, _headline(record.dev, gold)))
     return points
 
 
@@ -195,6 +194,10 @@ class _Measured:
             dev_gold=dev.gold if dev else None,
             curve=[(cost, value) for _, _, cost, value in path_points(base_dev, trial.rounds, gold=gold)],
         )
+
+    def reading_cost(self, plan: Sequence[tuple[Candidate, str]]) -> Cost:
+        """Of the evaluations that are made once, when the study ends."""
+        return sum((e.cost for candidate, split in plan if (e := self.on(candidate, split)) is not None), Cost())
 
     def effects(
         self, chosen: Mapping[str, Choice], first: Mapping[str, TrialRecord], winner: TrialRecord | None

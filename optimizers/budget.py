@@ -37,7 +37,7 @@ class Budget:
             wanted = amounts.get(key, 0)
             if spent[key] >= cap or spent[key] + wanted > cap:
                 more = f", the next batch needs {wanted:,.0f}" if wanted else ""
-                raise BudgetExhausted(f"budget: {key}={cap:,.0f} is reached: {spent[key]:,.0f} spent{more}")
+                raise BudgetExhausted(f"budget: {key}={cap:,.0f} is reached: {spent[key]:,.0f} spent{more}", self)
         if self._parent is not None:
             self._parent.reserve(**amounts)
 

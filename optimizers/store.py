@@ -81,7 +81,7 @@ class RoundStore:
 
     def clear(self) -> None:
         """Remove what killed processes left half-written; pulls that can go on are kept."""
-        for path in self.home.glob("*/.*.tmp"):
+        for path in [*self.home.glob("*/.*.tmp"), *self.home.glob("studies/*/.*.tmp")]:
             process = path.name.split(".")[-2]
             if process.isdigit() and not _alive(int(process)):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -89,7 +89,7 @@ class RoundStore:
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """One process at a time computes a round; a second waits and then finds it stored."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        _make(self.folder)
         with FileLock(self.folder / f"{key}.lock"):
             yield
 
@@ -130,14 +130,13 @@ class EvaluationStore:
 
     def put(self, key: str, evaluation: Evaluation) -> None:
         """Store it whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_sealed(self.folder / f"{key}.json", evaluation.to_json())
 
 
 @contextlib.contextmanager
 def study_lock(folder: Path, study: str) -> Iterator[None]:
     """One process at a time runs a study. Raises StoreError at once where another one does."""
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -153,7 +152,8 @@ def study_lock(folder: Path, study: str) -> Iterator[None]:
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """JSON with its own checksum, written to a temporary file, flushed, renamed. Raises StoreError."""
+    """JSON with its own checksum, written to a temporary file, flushed, renamed, its folder made. Raises StoreError."""
+    _make(path.parent)
     value = json.loads(json.dumps(value))  # what a reader will see
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -179,6 +179,13 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"the folder {folder} cannot be made: {error.strerror}") from error
 
 
 def _alive(process: int) -> bool:

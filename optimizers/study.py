@@ -47,6 +47,7 @@ class StudyState:
     trials: tuple[TrialEntry, ...] = ()
     finished: bool = False
     started: float = 0.0
+    lost: Cost = field(default_factory=Cost)  # spent by trials that failed
     notes: tuple[str, ...] = field(default_factory=tuple)
 
     def to_json(self) -> dict[str, Any]:
@@ -57,6 +58,7 @@ class StudyState:
         fields = dict(data)
         fields["base"] = Candidate.from_json(data["base"])
         fields["grounds"] = Grounds(**data["grounds"])
+        fields["lost"] = Cost(**data["lost"])
         fields["trials"] = tuple(TrialEntry(**{**t, "rounds": tuple(t["rounds"])}) for t in data["trials"])
         for name in ("watched", "schedules", "notes"):
             fields[name] = tuple(data[name])
@@ -83,7 +85,6 @@ class StudyFolder:
             ) from error
 
     def write(self, state: StudyState) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         write_sealed(self.path / "study.json", state.to_json())
 
     def claim(self, config: SweepConfig) -> None:
@@ -95,17 +96,20 @@ class StudyFolder:
             changed = [
                 f"{key} was {_short(a)}, now {_short(b)}"
                 for key, a, b in _differences(old, new)
-                if key.split(".")[0] not in RESUMABLE
+                if key.split(".")[0] not in RESUMABLE and not (key == "task" and same_task(a, b))
             ]
             if changed:
                 raise UsageError(
                     f"study {self.name!r} was made with other settings ({'; '.join(changed)}): give this one another "
                     f"--study name, or delete {self.path}"
                 )
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(config.to_yaml(), encoding="utf-8")
-        temporary.replace(file)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text(config.to_yaml(), encoding="utf-8")
+            temporary.replace(file)
+        except OSError as error:
+            raise StoreError(f"{file} cannot be written: {error}") from error
 
     def trials(self, state: StudyState) -> list[TrialRecord]:
         """The ended trials with their rounds read from the store; a round that several share is read once."""
@@ -132,7 +136,7 @@ def trial_record(entry: TrialEntry, rounds: Sequence[RoundRecord], base: Candida
         settings=entry.settings,
         state=entry.state,  # type: ignore[arg-type]
         rounds=tuple(rounds),
-        dev=(last.after if last.accepted else last.before) if last else None,
+        dev=last.dev if last else None,
         candidate=last.kept if last else base,
         cost=sum((r.cost for r in rounds), Cost()),
     )
@@ -145,12 +149,28 @@ def find_study(home: Path, name: str) -> StudyFolder:
         return folder
     root = home.resolve() / "studies"
     found = [StudyFolder(home, p.name) for p in sorted(root.glob("*")) if (p / "study.json").exists()]
-    states = [(f, s) for f in found if (s := f.state()) is not None]
-    of_task = [(s.started, f.name, f) for f, s in states if s.task == name]
+    of_task, broken = [], []
+    for other in found:
+        try:
+            state = other.state()
+        except StoreError:
+            broken.append(other.name)
+            continue
+        if state is not None and state.task == name:
+            of_task.append((state.started, other.name, other))
     if of_task:
         return max(of_task, key=lambda item: item[:2])[2]
     known = ", ".join(f.name for f in found) or "none yet: run `colever sweep arithmetic`"
+    known += f" (not readable: {', '.join(broken)})" if broken else ""
     raise UsageError(f"no study and no task with a study is called {name!r} in {home}; there is: {known}")
+
+
+def same_task(one: str, other: str) -> bool:
+    """Whether two spellings name one task: a file's path may be written in several ways."""
+    (file, _, name), (other_file, _, other_name) = one.rpartition(":"), other.rpartition(":")
+    if not file or not other_file:
+        return one == other
+    return name == other_name and Path(file).resolve() == Path(other_file).resolve()
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -31,7 +31,7 @@ from colever.optimizers.lever import Lever, NullProgress, Progress, Staged
 from colever.optimizers.store import EvaluationStore, RoundStore, study_lock
 from colever.optimizers.study import StudyFolder, StudyState, TrialEntry, trial_record
 from colever.optimizers.tracker import NullTracker, Tracker
-from colever.types import LeverName, RoundRecord, StudyReport, TrialRecord, digest_of
+from colever.types import Cost, LeverName, RoundRecord, StudyReport, TrialRecord, digest_of
 
 if TYPE_CHECKING:
     from colever.engines.transformers import TransformersEngine
@@ -62,9 +62,9 @@ def sweep(
 ) -> StudyReport:
     """Run or continue the study until it has ``config.trials`` trials or its budget ends; its report.
 
-    Raises StoreError where another process runs it, UsageError where it was made with other settings, and LeverError
-    at the end where pulls failed: the next call tries their trials once more, then they are left out. After an
-    interrupt the same call goes on.
+    Raises StoreError where another process runs it, UsageError where it was made with other settings. Trials whose
+    pulls failed are in the report's ``failures``: the next call tries them once more, then they are left out. After
+    an interrupt the same call goes on.
     """
     name = config.study_name
     folder = StudyFolder(home, name)
@@ -73,13 +73,7 @@ def sweep(
         run = _Run(config, task, engine, folder, levers, tracker, progress or NullProgress())
         run.open()
         run.run_trials()
-        report = run.finish()
-        if run.failed:
-            raise LeverError(
-                f"{len(run.failed)} of {config.trials} trials failed; the same command tries them once more. "
-                f"The others are in `colever report {name}`. {' '.join(run.failed)}"
-            )
-        return report
+        return run.finish()
 
 
 @contextmanager
@@ -111,6 +105,8 @@ class _Run:
     tracker: Tracker
     progress: Progress
     charged: set[str] = field(default_factory=set)  # rounds on the ledger
+    keys: list[str] = field(default_factory=list)  # finished rounds of the trial at hand
+    mark: Cost = field(default_factory=Cost)  # the ledger when the last of them, or the trial before, had ended
     failed: list[str] = field(default_factory=list)  # trials that failed for the first time in this call
 
     def open(self) -> None:
@@ -133,9 +129,13 @@ class _Run:
         self.base_dev = self.evaluator(self.base, budget=self.budget, on_done=self._told("base on dev", len(task.dev)))
         self.study = _open_study(self.folder, key)
         self._line_up()
-        for trial in self.study.get_trials(deepcopy=False):
+        trials = self.study.get_trials(deepcopy=False)
+        for trial in trials:
             if trial.state in ENDED:
                 self._retell(trial)
+        for trial in trials:
+            if trial.state is TrialState.FAIL:
+                self._charge_failed(trial)
         self._write()  # a kill may have come between the study's database and this file
 
     def run_trials(self) -> None:
@@ -144,15 +144,13 @@ class _Run:
             trial = self._next_trial()
             try:
                 self._run_trial(trial)
-            except BudgetExhausted as error:  # the trial stays open: a larger budget goes on with it
-                self._note(f"Stopped in trial {trial.number}, which is left out: {error}.")
-                return
+            except BudgetExhausted as error:
+                if error.ledger is self.budget:  # the trial stays open: a larger budget goes on with it
+                    self._note(f"Stopped in trial {trial.number}, which is left out: {error}.")
+                    return
+                self._fail(trial, f"round_{error}")  # a cap on each round: the others may fit
             except LeverError as error:
-                trial.set_user_attr("error", str(error))
-                self.study.tell(trial, state=TrialState.FAIL)
-                self._write()
-                if trial.number not in {t.number for t in self._given_up()}:
-                    self.failed.append(f"Trial {trial.number} failed: {error}.")
+                self._fail(trial, str(error))
 
     def finish(self) -> StudyReport:
         """Evaluate the test cells, each once, and report."""
@@ -169,7 +167,7 @@ class _Run:
         self.folder.write(self.state)
         report = build_report(self.state, trials, self.folder.evaluations(self.state))
         self.tracker.study_finished(report)
-        return report
+        return replace(report, failures=tuple(self.failed))
 
     # --- one trial -----------------------------------------------------------------------------------
 
@@ -179,22 +177,24 @@ class _Run:
         known = self.study.get_trials(deepcopy=False)[trial.number]
         first, reported = "fixed_params" in known.system_attrs, set(known.intermediate_values)
         levers = self.levers(*space.with_settings(config, settings))
-        keys: list[str] = []
+        self.keys, self.mark = [], self.budget.spent
         pruned = False
 
         def on_round(index: int, record: RoundRecord, stored: bool) -> bool:
             nonlocal pruned
-            keys.append(record.key)
+            self.keys.append(record.key)
             seen = record.key in self.charged
             if stored and not seen:
                 self.budget.reserve(rollouts=record.cost.rollouts)
                 self.budget.charge(record.cost)
             self.charged.add(record.key)
+            self.mark = self.budget.spent
             self.tracker.round_finished(trial.number, index, record, seen)
             if index not in reported:
-                trial.report((record.after if record.accepted else record.before).score, step=index)
+                trial.report(record.dev.score, step=index)
+            told = index >= max(reported, default=0)  # Optuna judges the last round that was told, before a kill too
             last = index + 1 == len(parse_schedule(schedule))
-            pruned = config.prune and not first and not last and trial.should_prune()
+            pruned = config.prune and told and not first and not last and trial.should_prune()
             return not pruned
 
         where = f"trial {self._ended() + 1} of {config.trials} ({schedule})"
@@ -204,15 +204,37 @@ class _Run:
             budget=self.budget, round_caps=config.round_budget, on_round=on_round,
             progress=Staged(self.progress, where),
         )  # fmt: skip
-        entry = TrialEntry(trial.number, schedule, settings, "pruned" if pruned else "complete", tuple(keys))
+        entry = TrialEntry(trial.number, schedule, settings, "pruned" if pruned else "complete", tuple(self.keys))
         record = trial_record(entry, rounds, self.base)
-        trial.set_user_attr("rounds", keys)
+        trial.set_user_attr("rounds", self.keys)
         trial.set_user_attr("schedule", schedule)
         trial.set_user_attr("settings", settings)
         value = record.dev.score if record.dev else self.base_dev.score
         self.study.tell(trial, None if pruned else value, state=TrialState.PRUNED if pruned else TrialState.COMPLETE)
         self._write()
         self.tracker.trial_finished(record)
+
+    def _fail(self, trial: optuna.Trial, reason: str) -> None:
+        """Book a trial whose pull failed, with what it spent: the other trials run, and the ledger stays true.
+
+        A pull that goes on from a checkpoint when it is tried once more counts what lies before it twice.
+        """
+        trial.set_user_attr("error", reason)
+        trial.set_user_attr("rounds", self.keys)
+        trial.set_user_attr("lost", asdict(self.budget.spent - self.mark))
+        self.study.tell(trial, state=TrialState.FAIL)
+        self._write()
+        if trial.number not in {t.number for t in self._given_up()}:
+            self.failed.append(f"Trial {trial.number} failed: {reason}.")
+
+    def _charge_failed(self, trial: optuna.trial.FrozenTrial) -> None:
+        """What a failed trial of an earlier call spent, its finished rounds included."""
+        self.budget.charge(Cost(**trial.user_attrs["lost"]))
+        for key in trial.user_attrs["rounds"]:
+            record = None if key in self.charged else self.rounds.get(key)
+            if record is not None:
+                self.budget.charge(record.cost)
+                self.charged.add(key)
 
     def _next_trial(self) -> optuna.Trial:
         """The interrupted trial under its own number, else the next one lined up, else a proposal."""
@@ -294,9 +316,15 @@ class _Run:
         )  # fmt: skip
 
     def _write(self) -> None:
-        trials = [t for t in self.study.get_trials(deepcopy=False) if t.state in ENDED]
-        entries = tuple(_entry(t) for t in trials)
-        self.state = replace(self.state, trials=entries)
+        trials = self.study.get_trials(deepcopy=False)
+        entries = tuple(_entry(t) for t in trials if t.state in ENDED)
+        failed = [t.user_attrs for t in trials if t.state is TrialState.FAIL]
+        lost = sum((Cost(**attributes["lost"]) for attributes in failed), Cost())
+        shared = {key for entry in entries for key in entry.rounds}
+        for key in {key for attributes in failed for key in attributes["rounds"]} - shared:
+            record = self.rounds.get(key)
+            lost = lost + (record.cost if record else Cost())
+        self.state = replace(self.state, trials=entries, lost=lost)
         self.folder.write(self.state)
 
     def _record(self, trial: optuna.trial.FrozenTrial) -> TrialRecord:

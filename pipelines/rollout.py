@@ -133,16 +133,14 @@ class _Pool:
     def _run(self, job: _Job, session: Any) -> None:
         try:
             rollout = self.one.run(job, session)
+            with self._lock:  # told in order, so that progress never falls back
+                self.results[job.place] = rollout
+                if self.on_done is not None:
+                    self.on_done(len(self.results))
         except BaseException as error:  # noqa: BLE001 - carried to the calling thread, which raises it
             with self._lock:
                 self.errors[job.place] = error
             self.stop.set()
-            return
-        with self._lock:
-            self.results[job.place] = rollout
-            done = len(self.results)
-        if self.on_done is not None:
-            self.on_done(done)
 
 
 class _OneRollout:

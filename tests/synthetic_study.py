@@ -142,7 +142,7 @@ def make_trial(number: int, schedule: str, workdir: Path | None = None) -> Trial
         },
         state="complete",
         rounds=tuple(rounds),
-        dev=rounds[-1].after if rounds[-1].accepted else rounds[-1].before,
+        dev=rounds[-1].dev,
         candidate=candidate,
         cost=sum((r.cost for r in rounds), Cost()),
     )
@@ -233,8 +233,7 @@ def arm_of(trial: TrialRecord) -> ArmRow:
     curve, spent = [(Cost(), trial.rounds[0].before.gold or 0.0)], Cost()
     for record in trial.rounds:
         spent = spent + record.cost
-        kept = record.after if record.accepted else record.before
-        curve.append((spent, kept.gold or 0.0))
+        curve.append((spent, record.dev.gold or 0.0))
     gold = trial.dev.gold or 0.0
     return ArmRow(trial.schedule, gold, gold - 0.004, trial.cost, trial.number, trial.dev.score, gold, tuple(curve))
 

@@ -52,7 +52,7 @@ class Records:
                 mark, name, {}, 0, parent, child, before, after, after.score > before.score, Cost(rollouts=100)
             )  # type: ignore[arg-type]
             rounds.append(record)
-            parent, before = record.kept, (record.after if record.accepted else before)
+            parent, before = record.kept, record.dev
         self.tests[parent.digest] = self._of(test if test is not None else devs[-1], "test")
         return TrialRecord(
             number, schedule, {}, "complete", tuple(rounds), before, parent, Cost(rollouts=100 * len(rounds))

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from synthetic_study import make_report, no_gold_report, unfinished_report
 
-from colever.errors import StoreError
-from colever.tracking.report import dump, kept_schedule, load, render, to_json, verdict
+from colever.tracking.report import kept_schedule, render, verdict
+from colever.tracking.report_json import to_json
 from colever.types import Cell, StudyReport
 
 CELL = {"score", "low", "high", "gold", "gold_low", "gold_high"}
@@ -104,19 +104,3 @@ def test_json_is_null_where_nothing_was_pulled_or_measured() -> None:
     assert [row["test"] for row in to_json(unfinished_report())["arms"]] == [None, None]
     cell = Cell("base", None, None, dev=float("nan"))
     assert to_json(replace(make_report(), table={"base": cell}))["table"]["base"]["dev"] is None
-
-
-def test_stored_report_loads_back() -> None:
-    for report in (make_report(), unfinished_report(), no_gold_report()):
-        stored = json.loads(json.dumps(dump(report)))
-        again = load(stored)
-        assert json.loads(json.dumps(dump(again))) == stored
-        assert text_of(again) == text_of(report)
-
-
-def test_a_broken_stored_report_is_named() -> None:
-    stored = json.loads(json.dumps(dump(make_report())))
-    with pytest.raises(StoreError, match="table"):
-        load({key: value for key, value in stored.items() if key != "table"})
-    with pytest.raises(StoreError, match="not readable"):
-        load({**stored, "arms": [{"odd": 1}]})

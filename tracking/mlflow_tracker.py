@@ -21,7 +21,7 @@ from colever.tracking import numbers, store
 from colever.tracking.note import study_note, trial_note
 from colever.tracking.report import spelled
 from colever.tracking.report_json import to_json
-from colever.tracking.view import fragment, quoted, study_views, tags_of
+from colever.tracking.view import quoted, study_views, tags_of
 from colever.types import Candidate, Evaluation, RoundRecord, StudyReport, TrialRecord
 
 if TYPE_CHECKING:
@@ -161,10 +161,6 @@ class MlflowTracker:
                 self._close_running()
         except StoreError as error:
             _log.warning("runs of study %s stay open until it is run again: %s", self._study, error)
-
-    def link(self) -> str:
-        """The part of the UI's address that opens this study's arms."""
-        return fragment(self._experiment, study_views(self._study, "gold")[0])
 
     # --- runs ------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ def of_path(rounds: Sequence[RoundRecord], first_step: int = 0) -> Iterator[Poin
     """A trial's curves: the candidate kept and the cost so far, after no round (step 0), the first, …"""
     if not rounds:
         return
-    spent, states = Cost(), [rounds[0].before, *(r.after if r.accepted else r.before for r in rounds)]
+    spent, states = Cost(), [rounds[0].before, *(r.dev for r in rounds)]
     for step, state in enumerate(states):
         spent = spent + rounds[step - 1].cost if step else spent
         if step >= first_step:

@@ -1,7 +1,7 @@
 """What a study says of itself in the terminal: the verdict first, then tables. Reads a StudyReport only.
 
-Every share is shown in percent, every effect in points (hundredths of the score or of gold). ``to_json``,
-``dump`` and ``load`` are in ``report_json``; this file knows no files, no MLflow and no tasks.
+Every share is shown in percent, every effect in points (hundredths of the score or of gold). Knows no files, no MLflow
+and no tasks.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ from collections.abc import Iterable, Mapping
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from colever.tracking.report_json import dump, load, to_json
-from colever.types import Cell, Cost, Estimate, Evaluation, StudyReport
-
-__all__ = ["ARMS", "LEVERS", "dump", "load", "render", "spelled", "to_json", "verdict"]
+from colever.config import LEVER_LETTERS
+from colever.types import Candidate, Cell, Cost, Estimate, Evaluation, StudyReport
 
 ARMS = {"base": "base", "prompt": "prompt only", "weights": "weights only", "both": "both levers"}
-LEVERS = {"p": "prompt", "w": "weights"}
 EFFECTS = {
     "prompt": "prompt lever",
     "weights": "weight lever",
@@ -46,6 +44,9 @@ def verdict(report: StudyReport) -> str:
         for name in ("prompt", "weights", "interaction")
         if name in report.effects
     ]
+    other = report.table.get("both")
+    if shares and other is not None and (reached_by_both := _value(report, other)) != _value(report, best):
+        shares[0] = f"of what both levers reach, {_share(reached_by_both)}, {shares[0]}"
     earned = f": {', '.join(shares)}" if shares else ""
     value = _value(report, best)
     reached = (
@@ -62,12 +63,12 @@ def main_effects(report: StudyReport) -> dict[str, Estimate]:
 
 def kept_schedule(report: StudyReport) -> str:
     """The winner's schedule without the rounds whose child was not kept."""
-    return ",".join("p" if record.lever == "prompt" else "w" for record in report.path if record.accepted)
+    return ",".join(record.lever[0] for record in report.path if record.accepted)
 
 
 def spelled(schedule: str) -> str:
     """``p,w`` → ``prompt → weights``; an empty schedule is the base."""
-    return " → ".join(LEVERS.get(letter, letter) for letter in schedule.split(",")) if schedule else "base"
+    return " → ".join(LEVER_LETTERS.get(letter, letter) for letter in schedule.split(",")) if schedule else "base"
 
 
 def render(report: StudyReport) -> RenderableType:
@@ -79,6 +80,8 @@ def render(report: StudyReport) -> RenderableType:
             parts += _titled("What each lever earned on test, in points", _effects_table(report))
         if report.parts:
             parts += _titled(f"Parts of the winner {report.winner} on test", _parts_table(report))
+    if report.path and report.path[-1].kept.prompts:
+        parts += _titled("The winner's prompts", _prompts_table(report.path[-1].kept))
     if report.path:
         parts += _titled(f"The winner's path {report.winner} on dev", _path_table(report))
         parts += _titled("Completion length on that path, in tokens", _lengths_table(report))
@@ -134,6 +137,14 @@ def _effects_table(report: StudyReport) -> Table:
     return table
 
 
+def _prompts_table(candidate: Candidate) -> Table:
+    table = _table("predictor", "instruction", "demos")
+    table.columns[1].no_wrap, table.columns[1].justify = False, "left"
+    for name, prompt in candidate.prompts.items():
+        table.add_row(escape(name), escape(prompt.instructions), str(len(prompt.demos)))
+    return table
+
+
 def _path_table(report: StudyReport) -> Table:
     """Gold and score, the round's gain in score, and the cost so far, from the base on."""
     gold = ["gold"] if report.has_gold else []
@@ -185,6 +196,8 @@ def _trials_table(report: StudyReport) -> Table:
         table.add_row(str(arm.trial), arm.schedule, _share(arm.dev), _share(arm.test), *_cost(arm.cost), style=style)
     table.add_section()
     table.add_row("sweep", "each round once", "", "", *_cost(report.cost), style="dim")
+    if report.finished:
+        table.add_row("report", "test, read once", "", "", *_cost(report.reading_cost), style="dim")
     return table
 
 

@@ -1,14 +1,12 @@
-"""A StudyReport as JSON: the short public form, and the full form that loads back. Knows no files."""
+"""A StudyReport as JSON. Knows no files."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from colever.errors import StoreError
-from colever.types import ArmRow, Cell, Cost, Estimate, RoundRecord, StudyReport, Threshold
+from colever.types import ArmRow, Cell, RoundRecord, StudyReport
 
 ARM_NAMES = ("base", "prompt", "weights", "both")
 EFFECT_NAMES = ("prompt", "weights", "interaction")
@@ -38,47 +36,12 @@ def to_json(report: StudyReport) -> dict[str, Any]:
             "cost": dataclasses.asdict(report.cost),
             "dev_gain": report.dev_gain,
             "test_gain": report.test_gain,
+            "reading_cost": dataclasses.asdict(report.reading_cost),
+            "prompts": report.path[-1].kept.to_json()["prompts"] if report.path else {},
             "notes": list(report.notes),
+            "failures": list(report.failures),
         }
     )
-
-
-def dump(report: StudyReport) -> dict[str, Any]:
-    """The full form, every round's per-example values included; ``load`` gives an equal report."""
-    fields = {f.name: getattr(report, f.name) for f in dataclasses.fields(report)}
-    fields.update(
-        table=_asdicts(report.table),
-        parts=_asdicts(report.parts),
-        effects=_asdicts(report.effects),
-        thresholds=[dataclasses.asdict(t) for t in report.thresholds],
-        arms=[dataclasses.asdict(a) for a in report.arms],
-        path=[record.to_json() for record in report.path],
-        cost=dataclasses.asdict(report.cost),
-        watched={split: _asdicts(cells) for split, cells in report.watched.items()},
-        notes=list(report.notes),
-    )
-    return fields
-
-
-def load(data: Mapping[str, Any]) -> StudyReport:
-    """The report that ``dump`` wrote; raises StoreError naming what is missing or odd."""
-    try:
-        fields = dict(data)
-        fields.update(
-            table={name: _load_cell(cell) for name, cell in data["table"].items()},
-            parts={name: _load_cell(cell) for name, cell in data["parts"].items()},
-            effects={name: Estimate(**effect) for name, effect in data["effects"].items()},
-            thresholds=[Threshold(**{**t, "cost": t["cost"] and Cost(**t["cost"])}) for t in data["thresholds"]],
-            arms=[_load_arm(arm) for arm in data["arms"]],
-            path=[RoundRecord.from_json(record) for record in data["path"]],
-            cost=Cost(**data["cost"]),
-            watched={
-                s: {name: _load_cell(cell) for name, cell in cells.items()} for s, cells in data["watched"].items()
-            },
-        )
-        return StudyReport(**fields)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError(f"stored report is not readable: {type(error).__name__}: {error}") from error
 
 
 def _cell(cell: Cell | None) -> dict[str, Any]:
@@ -90,7 +53,7 @@ def _cell(cell: Cell | None) -> dict[str, Any]:
         "gold": gold and gold.value,
         "gold_low": gold and gold.low,
         "gold_high": gold and gold.high,
-        "pulled": score is not None,
+        "pulled": cell is not None and (cell.name == "base" or bool(cell.schedule)),
         "schedule": cell.schedule if cell else "",
         "dev": cell.dev if cell else None,
         "examples": cell.examples if cell else None,
@@ -128,21 +91,6 @@ def _round(record: RoundRecord) -> dict[str, Any]:
             for name, state in (("before", record.before), ("after", record.after))
         },
     }
-
-
-def _asdicts(items: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: dataclasses.asdict(item) for name, item in items.items()}
-
-
-def _load_cell(data: Mapping[str, Any]) -> Cell:
-    fields = dict(data)
-    fields.update({name: data[name] and Estimate(**data[name]) for name in ("score", "gold")})
-    return Cell(**fields)
-
-
-def _load_arm(data: Mapping[str, Any]) -> ArmRow:
-    curve = tuple((Cost(**cost), value) for cost, value in data["curve"])
-    return ArmRow(**{**data, "cost": Cost(**data["cost"]), "curve": curve})
 
 
 def _finite(value: Any) -> Any:

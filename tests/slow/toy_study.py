@@ -18,7 +18,7 @@ from colever.config import load_config
 from colever.optimizers.prompt_lever import PromptLever
 from colever.optimizers.sweep import sweep
 from colever.tracking.mlflow_tracker import MlflowTracker
-from colever.tracking.report import to_json
+from colever.tracking.report_json import to_json
 
 home, pause = Path(sys.argv[1]), float(sys.argv[2])
 small = {"prompt.candidates": 2, "prompt.screen": 8, "prompt.examples": 16, "prompt.demos": 2}
