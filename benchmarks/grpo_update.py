@@ -1,12 +1,13 @@
 """One GRPO update (forward, loss, backward, clipping, optimizer step) with shared prefixes against TRL's own layout.
 
-Same rows, same 1M-parameter Qwen3 (random weights, float32), same loss. Each peer runs at its best number of threads
+The first workload is what the seed model writes for ``arithmetic``: two predictors' prompts, 8 examples × G 8, with
+their own lengths; the others are random tokens. Same rows, same 1M-parameter Qwen3 (random weights, float32), same loss. Each peer runs at its best number of threads
 and its best batch size, found first; then repeats alternate and medians are compared. Peak memory is that of a process
 of its own: what an update adds to the process with model and optimizer in place. TRL's tensors are built before the
 clock starts, ours within it.
 
     python benchmarks/grpo_update.py                    # all workloads
-    python benchmarks/grpo_update.py --repeats 3 --task arithmetic
+    python benchmarks/grpo_update.py --repeats 3 --only arithmetic
 
 The last line is JSON: ``speedup_vs_trl`` is the lower of the first two workloads', ``memory_vs_trl`` the higher.
 """
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 VOCABULARY, GROUPS, GROUP_SIZE = 1024, 8, 8
-WORKLOADS = {"arithmetic": (110, 40, True), "180/30": (180, 30, False), "50/200": (50, 200, False)}
+WORKLOADS = {"arithmetic": None, "180/30": (180, 30), "50/200": (50, 200)}  # prompt, completion; None: a task's own
 PEERS = ("trl", "colever")
 SIZES = {"trl": (8, 16, 32, 64), "colever": (1024, 2048, 4096, 8192)}  # rows; computed tokens
 
@@ -53,7 +54,6 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, nargs="*", help="numbers of threads to try (default: 1 to all cores)")
-    parser.add_argument("--task", help="take the first workload's tokens from this task's rollouts on the seed model")
     parser.add_argument("--only", choices=WORKLOADS)
     parser.add_argument("--memory", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
@@ -62,7 +62,8 @@ def _options() -> argparse.Namespace:
 
 
 def _compare(name: str, options: argparse.Namespace) -> dict[str, float]:
-    rows = _task_rows(options.task) if options.task and name == "arithmetic" else _random_rows(*WORKLOADS[name])
+    lengths = WORKLOADS[name]
+    rows = _task_rows(name) if lengths is None else _random_rows(*lengths)
     with tempfile.TemporaryDirectory() as folder:
         peers = {p: _best(p, rows, Path(folder) / p, options.threads) for p in PEERS}
         seconds: dict[str, list[float]] = {p: [] for p in PEERS}
@@ -93,19 +94,19 @@ def _compare(name: str, options: argparse.Namespace) -> dict[str, float]:
 # --- what is trained on --------------------------------------------------------------------------
 
 
-def _random_rows(prompt: int, completion: int, ragged: bool) -> list[Any]:
+def _random_rows(prompt: int, completion: int) -> list[Any]:
     source = random.Random(0)
-    spread = (lambda n, by: n + source.randint(-by, by)) if ragged else (lambda n, by: n)
     rows = []
     for group in range(GROUPS):
-        head = [source.randrange(4, VOCABULARY) for _ in range(spread(prompt, prompt // 12))]
+        head = [source.randrange(4, VOCABULARY) for _ in range(prompt)]
         for sample in range(GROUP_SIZE):
-            tail = [source.randrange(4, VOCABULARY) for _ in range(spread(completion, completion // 3))]
+            tail = [source.randrange(4, VOCABULARY) for _ in range(completion)]
             rows.append(_row(group, sample, head, tail, source.gauss(0, 1)))
     return rows
 
 
 def _task_rows(name: str) -> list[Any]:
+    """Every call of the task's rollouts, in order of length: TRL's batches then pad least."""
     from colever import engine_lm, load_task, run_rollouts
 
     task = load_task(name)
@@ -114,11 +115,12 @@ def _task_rows(name: str) -> list[Any]:
         samples=GROUP_SIZE, temperature=1.0, max_tokens=task.max_tokens,
     )  # fmt: skip
     source = random.Random(0)
-    return [
+    rows = [
         _row(r.example_id, r.sample, s.completion.prompt_ids, s.completion.completion_ids, source.gauss(0, 1))
         for r in rollouts
         for s in r.steps
     ]
+    return sorted(rows, key=lambda row: (len(row.prompt_ids), row.prompt_ids, len(row.completion_ids)))
 
 
 def _row(group: Any, sample: int, prompt: Any, completion: Any, advantage: float) -> Any:
