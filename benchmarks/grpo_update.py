@@ -1,10 +1,10 @@
 """One GRPO update (forward, loss, backward, clipping, optimizer step) with shared prefixes against TRL's own layout.
 
 The first workload is what the seed model writes for ``arithmetic``: two predictors' prompts, 8 examples × G 8, with
-their own lengths; the others are random tokens. Same rows, same 1M-parameter Qwen3 (random weights, float32), same loss. Each peer runs at its best number of threads
-and its best batch size, found first; then repeats alternate and medians are compared. Peak memory is that of a process
-of its own: what an update adds to the process with model and optimizer in place. TRL's tensors are built before the
-clock starts, ours within it.
+their own lengths; the others are random tokens. Same rows, same 1M-parameter Qwen3 (random weights, float32), same
+loss. Each peer runs at its best number of threads and its best batch size, found first; then repeats alternate and
+medians are compared. Peak memory is that of a process of its own: what an update adds to the process with model and
+optimizer in place. TRL's tensors are built before the clock starts, ours within it.
 
     python benchmarks/grpo_update.py                    # all workloads
     python benchmarks/grpo_update.py --repeats 3 --only arithmetic
