@@ -87,6 +87,15 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_engines_names_load_nothing_before_they_are_used() -> None:
+    code = (
+        "import sys, colever; folder = colever.engines; print('torch' in sys.modules);"
+        "import colever.engines.lm as lm; print(folder.seed_lm is lm.seed_lm, folder.engine_lm is lm.engine_lm)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "True"]
+
+
 def test_tasks_are_listed(run: Run) -> None:
     status, out, _ = run("tasks", "--json")
     assert status == 0
