@@ -85,6 +85,11 @@ def check_task(task: Task) -> None:
         )
     if not 0 < task.target <= 1:
         raise TaskError(f"target of task {task.name!r} is {task.target}; accepted: a number in (0, 1]")
+    for file in task.depends_on:
+        if not Path(file).is_file():
+            raise TaskError(
+                f"depends_on of task {task.name!r}: {file} is no file; accepted: paths of files, not folders"
+            )
     seen: dict[str, str] = {}
     for split in ("train", "dev", "test", *task.watched):
         _check_split(task, split, seen)
