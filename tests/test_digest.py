@@ -119,9 +119,7 @@ def test_files_of_one_name_are_two_files(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_code_assigns_is_not_its_data(tmp_path: Path) -> None:
-    text = (
-        "calls = 0\ndef check(e, p, s):\n    global calls\n    calls += 1\n    return 1\ntask = finish(Program, check)"
-    )
+    check = "calls = 0\ndef check(e, p, s):\n    global calls\n    calls += 1\n    return 1"
     (tmp_path / "data.json").write_text("[1]")
     (tmp_path / "counting.py").write_text(f"{TASK}{check}\ntask = finish(Program, check)\n")
     task = load_task(str(tmp_path / "counting.py"))
