@@ -10,7 +10,7 @@ from pathlib import Path
 import dspy
 
 from colever.errors import TaskError
-from colever.tasks.task import Task
+from colever.tasks.task import SPLITS, Task
 from colever.types import digest_of
 
 BUNDLED = {
@@ -92,7 +92,7 @@ def check_task(task: Task) -> None:
                 f"depends_on of task {task.name!r}: {file} is no file; accepted: paths of files, not folders"
             )
     seen: dict[str, str] = {}
-    for split in ("train", "dev", "test", *task.watched):
+    for split in (*SPLITS, *task.watched):
         _check_split(task, split, seen)
 
 

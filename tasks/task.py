@@ -17,6 +17,7 @@ from colever.tasks.rubric import Rubric
 from colever.tasks.source import code_digest, contents_digest, source_digest
 from colever.types import Candidate, PredictorPrompt, Score, Step, digest_of
 
+SPLITS = ("train", "dev", "test")
 Gold = Callable[[dspy.Example, dspy.Prediction], float | bool]
 
 
@@ -49,6 +50,13 @@ class Task:
     max_tokens: int = 256
     temperature: float = 0.0  # decoding of every evaluation; 0 = greedy
     depends_on: Sequence[Path | str] = ()
+
+    def __post_init__(self) -> None:
+        if taken := [split for split in SPLITS if split in self.watched]:
+            raise TaskError(
+                f"task {self.name!r}: {taken[0]!r} in watched would hide the split of that name; "
+                f"accepted: any name but {', '.join(SPLITS)}"
+            )
 
     def examples(self, split: str) -> list[tuple[str, dspy.Example]]:
         """(id, example) pairs of ``train``, ``dev``, ``test`` or a watched split, in order; ids are unique."""
@@ -83,7 +91,7 @@ class Task:
         program = self.program()
         checks = [c.check for c in self.rubric.criteria]
         data: dict[str, Any] = {
-            s: [dict(e.toDict()) for _, e in self.examples(s)] for s in ("train", "dev", "test", *sorted(self.watched))
+            s: [dict(e.toDict()) for _, e in self.examples(s)] for s in (*SPLITS, *sorted(self.watched))
         }
         return digest_of(
             [

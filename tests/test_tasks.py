@@ -253,3 +253,11 @@ class TestLoad:
         task = Task(**{**vars(load_task("routing")), "instructions": {"raed": ["x"]}})
         with pytest.raises(TaskError, match="raed"):
             check_task(task)
+
+    @pytest.mark.parametrize("split", ["train", "dev", "test"])
+    def test_a_watched_split_that_would_hide_a_real_one(self, split: str) -> None:
+        routing_task = load_task("routing")
+        with pytest.raises(
+            TaskError, match=f"'{split}' in watched would hide .*accepted: any name but train, dev, test"
+        ):
+            Task(**{**vars(routing_task), "watched": {split: routing_task.train}})
