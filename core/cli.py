@@ -190,6 +190,7 @@ def doctor(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
 @seed_app.command("build", epilog="Example: colever seed build --out my-seed --steps 2000")
 def seed_build(
     out: Annotated[Path | None, typer.Option("--out", help="Folder; default: the installed package's own.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Train anew where a finished model is.")] = False,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Training steps.")] = None,
     seed: SeedOption = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
@@ -204,7 +205,7 @@ def seed_build(
         folder = out or seed_path()
         with console.progress() as drawn:
             card = build(
-                folder, recipe, device=device,
+                folder, recipe, device=device, replace_finished=replace,
                 on_step=lambda n, total, loss, rate: drawn.update(n, total, f"loss {loss:.3f}, {rate:,.0f} tokens/s"),
             )  # fmt: skip
     console.say(f"seed model in {folder}: {card['parameters']:,} parameters, loss {card['loss']}, {card['seconds']} s")
