@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from colever.errors import UsageError
 
 LEVER_LETTERS: dict[str, Literal["prompt", "weights"]] = {"p": "prompt", "w": "weights"}
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 CAPS = ("rollouts", "prompt_tokens", "completion_tokens", "trained_tokens", "flops", "seconds", "dollars")
 
 
@@ -24,6 +25,13 @@ class Settings(BaseModel):
     """Frozen, and strict about its keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _exponents(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML 1.1 reads 1e2 as text: in a field of numbers it is one, and elsewhere (a study's name) it is not."""
+        numeric = cls.model_fields[str(info.field_name)].annotation in (int, float)
+        return float(value) if numeric and isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
 class PromptSettings(Settings):
@@ -131,17 +139,19 @@ def check_caps(caps: Mapping[str, float]) -> None:
 
 
 def parse_pairs(pairs: Sequence[str], flag: str) -> dict[str, Any]:
-    """``["a.b=1"]`` → {"a.b": 1}, values as YAML. Raises UsageError naming the flag."""
+    """``["a.b=1"]`` → {"a.b": 1}, values as YAML. Raises UsageError naming the flag.
+
+    ``1e-4`` stays text here, as YAML 1.1 has it; the settings make a number of it.
+    """
     values: dict[str, Any] = {}
     for pair in pairs:
         key, sign, text = pair.partition("=")
         if not sign or not key.strip():
             raise UsageError(f"{flag} {pair!r}: accepted: KEY=VALUE")
         try:
-            value = yaml.safe_load(text)
+            values[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UsageError(f"{flag} {pair!r}: the value is not YAML: {error}") from error
-        values[key.strip()] = _number(value)
     return values
 
 
@@ -198,29 +208,30 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise UsageError(f"{file}: accepted: a mapping of settings, such as 'trials: 8'")
-    return {key: _numbers(value) for key, value in data.items()}
+    _check_keys(data, file, ())
+    return data
+
+
+def _check_keys(value: Any, file: Path, above: tuple[int, ...]) -> None:
+    """Raises UsageError for a key that is no text and for an alias of what it is part of."""
+    if id(value) in above:
+        raise UsageError(f"{file}: an alias (*name) stands inside what it names; accepted: aliases of other settings")
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for key in value if isinstance(value, dict) else ():
+        if not isinstance(key, str):
+            raise UsageError(f"{file}: key {key!r} is no text; accepted: names of settings, such as 'trials: 8'")
+    for part in inside:
+        _check_keys(part, file, (*above, id(value)))
 
 
 def _put(data: dict[str, Any], path: Sequence[str], value: Any, dotted: str) -> None:
+    if not all(path):
+        raise UsageError(f"--set {dotted}: a part of the name is empty; accepted: such as weights.learning_rate")
     for part in path[:-1]:
         inner = data.get(part)
         data[part] = dict(inner) if isinstance(inner, dict) else {}
         data = data[part]
-    if not path[-1]:
-        raise UsageError(f"--set {dotted}: accepted: a setting such as weights.learning_rate")
     data[path[-1]] = value
-
-
-def _numbers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _numbers(inner) for key, inner in value.items()}
-    return [_numbers(v) for v in value] if isinstance(value, list) else _number(value)
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; here it is a number."""
-    exponent = isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]*\d[eE][-+]?\d+", value)
-    return float(value) if exponent else value
 
 
 def _slug(text: str) -> str:
