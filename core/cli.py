@@ -43,7 +43,7 @@ BudgetOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting: weights.learning_rate=1e-4."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Any of docs/settings.md: weights.learning_rate=1e-4."),
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings as YAML; flags win.")]
 HomeOption = Annotated[Path, typer.Option("--home", envvar="COLEVER_HOME", help="Folder of studies and databases.")]

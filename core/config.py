@@ -34,47 +34,52 @@ class Settings(BaseModel):
         return float(value) if numeric and isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
+def _setting(default: Any, description: str, **bounds: Any) -> Any:
+    """A field that says what it is: docs/settings.md is made of these lines."""
+    return Field(default=default, description=description, **bounds)
+
+
 class PromptSettings(Settings):
     """One pull of the prompt lever."""
 
-    way: Literal["choice"] = "choice"
-    candidates: int = Field(default=12, ge=0)  # random combinations tried after the base, wordings and demos alone
-    demos: int = Field(default=8, ge=0)  # at most so many per predictor; 0 = wordings only
-    screen: int = Field(default=32, ge=1)  # train examples on which every combination is scored
-    examples: int = Field(default=96, ge=1)  # train examples on which the finalists are scored
-    finalists: int = Field(default=4, ge=1)
-    threshold: float = Field(default=0.9, ge=0, le=1)  # rubric score from which a rollout may become a demo
+    way: Literal["choice"] = _setting("choice", "how it pulls: chooses among offered wordings and demos")
+    candidates: int = _setting(12, "random combinations tried after the base, wordings and demos alone", ge=0)
+    demos: int = _setting(8, "at most so many per predictor; 0 = wordings only", ge=0)
+    screen: int = _setting(32, "train examples on which every combination is scored", ge=1)
+    examples: int = _setting(96, "train examples on which the finalists are scored", ge=1)
+    finalists: int = _setting(4, "combinations that are scored on more examples", ge=1)
+    threshold: float = _setting(0.9, "rubric score from which a rollout may become a demo", ge=0, le=1)
 
 
 class WeightSettings(Settings):
     """One pull of the weight lever: GRPO on the whole program."""
 
-    updates: int = Field(default=40, ge=1)
-    examples_per_update: int = Field(default=16, ge=1)
-    group_size: int = Field(default=8, ge=2)
-    learning_rate: float = Field(default=1e-4, gt=0)
-    warmup: int = Field(default=4, ge=0)  # updates of linear warm-up
-    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up
-    temperature: float = Field(default=1.0, gt=0, le=2)
-    beta: float = Field(default=0.0, ge=0)  # KL penalty against the study's base model
-    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = "dapo"
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    grouping: Literal["predictor", "trajectory"] = "predictor"
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    peft: Literal["none", "lora"] = "none"
-    lora_rank: int = Field(default=16, ge=1)
-    lora_alpha: int = Field(default=64, ge=1)
-    empty_updates: int = Field(default=8, ge=1)  # updates in a row with nothing to learn after which the pull stops
-    batch_tokens: int = Field(default=4096, ge=64)  # tokens computed per forward and backward pass
-    save_every: int = Field(default=10, ge=1)  # updates between checkpoints, from which a killed pull goes on
+    updates: int = _setting(40, "updates of the weights", ge=1)
+    examples_per_update: int = _setting(16, "train examples in an update", ge=1)
+    group_size: int = _setting(8, "rollouts of an example, whose rewards are compared", ge=2)
+    learning_rate: float = _setting(1e-4, "of the updates after the warm-up", gt=0)
+    warmup: int = _setting(4, "updates of linear warm-up", ge=0)
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = _setting("constant", "after the warm-up")
+    temperature: float = _setting(1.0, "of sampling in training", gt=0, le=2)
+    beta: float = _setting(0.0, "KL penalty against the study's base model", ge=0)
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = _setting("dapo", "TRL's loss of that name")
+    scale_rewards: Literal["group", "batch", "none"] = _setting("group", "whose spread divides the advantages")
+    grouping: Literal["predictor", "trajectory"] = _setting("predictor", "what is compared: calls, or whole rollouts")
+    max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm", gt=0)
+    peft: Literal["none", "lora"] = _setting("none", "none trains all weights, lora an adapter")
+    lora_rank: int = _setting(16, "of the adapter", ge=1)
+    lora_alpha: int = _setting(64, "the adapter is scaled by alpha / rank", ge=1)
+    empty_updates: int = _setting(8, "updates in a row with nothing to learn after which the pull stops", ge=1)
+    batch_tokens: int = _setting(4096, "tokens computed per forward and backward pass", ge=64)
+    save_every: int = _setting(10, "updates between checkpoints, from which a killed pull goes on", ge=1)
 
 
 class EngineSettings(Settings):
     """The in-process engine."""
 
-    device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_batch_tokens: int = Field(default=32768, ge=256)
+    device: str = _setting("auto", "auto, cpu, or cuda")
+    dtype: Literal["float32", "bfloat16", "float16"] = _setting("float32", "of weights and activations")
+    max_batch_tokens: int = _setting(32768, "prompt and completion tokens of the requests that run together", ge=256)
 
 
 def parse_schedule(text: str) -> tuple[Literal["prompt", "weights"], ...]:
@@ -88,18 +93,20 @@ def parse_schedule(text: str) -> tuple[Literal["prompt", "weights"], ...]:
 class SweepConfig(Settings):
     """One study: what ``colever sweep`` and ``colever optimize`` run, saved with it as ``config.yaml``."""
 
-    task: str
-    model: str = "seed"
-    study: str | None = Field(default=None, pattern=r"^\w[\w.-]*$")  # default: <task>-<model>-s<seed>
-    seed: int = Field(default=0, ge=0)
-    trials: int = Field(default=4, ge=1)
-    schedules: tuple[str, ...] = ("p", "w", "p,w", "w,p")  # the first trials, in this order
-    max_rounds: int = Field(default=3, ge=1, le=6)  # of a searched schedule
-    search: dict[str, tuple[float, float]] | None = None  # setting → (low, high); None: the default space
-    sampler: Literal["tpe", "gp", "random"] = "tpe"
-    prune: bool = True  # searched trials only; never the first schedules
-    budget: dict[str, float] = Field(default_factory=dict)  # caps on the whole study
-    round_budget: dict[str, float] = Field(default_factory=dict)  # caps on each round
+    task: str = Field(description="a bundled task, or a file as my_task.py:task")
+    model: str = _setting("seed", "seed, a checkpoint folder, or a hub name")
+    study: str | None = _setting(None, "its name; unset: TASK-MODEL-sSEED", pattern=r"^\w[\w.-]*$")
+    seed: int = _setting(0, "of everything random", ge=0)
+    trials: int = _setting(4, "the first schedules, then searched ones", ge=1)
+    schedules: tuple[str, ...] = _setting(("p", "w", "p,w", "w,p"), "the first trials, in this order")
+    max_rounds: int = _setting(3, "of a searched schedule", ge=1, le=6)
+    search: dict[str, tuple[float, float]] | None = _setting(
+        None, "setting: [low, high]; unset: learning rate, updates and demos around their values"
+    )
+    sampler: Literal["tpe", "gp", "random"] = _setting("tpe", "Optuna's sampler of searched trials")
+    prune: bool = _setting(True, "stop searched trials that lag; never the first schedules")
+    budget: dict[str, float] = Field(default_factory=dict, description="caps on the whole study")
+    round_budget: dict[str, float] = Field(default_factory=dict, description="caps on each round")
     prompt: PromptSettings = Field(default_factory=PromptSettings)
     weights: WeightSettings = Field(default_factory=WeightSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
