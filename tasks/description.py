@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import sysconfig
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -39,11 +39,12 @@ def describe(value: Any, roots: Sequence[Path] = ()) -> str:
 
 
 def source_file(kind: Any) -> Path | None:
-    """The file that defines a class, function or module; None for what is built in."""
+    """The file that defines a class, function or module; None for what is built in or was typed in."""
     try:
-        return Path(inspect.getfile(kind)).absolute()
+        file = Path(inspect.getfile(kind)).absolute()
     except (OSError, TypeError):
         return None
+    return file if file.is_file() else None
 
 
 def is_own(kind: Any) -> bool:
@@ -114,7 +115,7 @@ class _Describer:
 
     def _object(self, value: Any) -> Any:
         kind = type(value)
-        called: Callable[..., Any] | None = getattr(vars(kind).get("__call__"), "__code__", None)
+        called: Any = getattr(vars(kind).get("__call__"), "__code__", None)
         state = _state(value) if is_own(kind) or isinstance(value, _READABLE) else {}
         return [kind.__qualname__, self(called), self(state)]
 

@@ -110,7 +110,7 @@ def _files(things: Iterable[Any]) -> Iterator[SourceFile]:
         if module.split(".")[0] in _LIBRARIES or (path := source_file(kind)) is None:
             continue
         depth = module.count(".") + (path.name == "__init__.py")
-        root = path.parents[depth] if depth else path.resolve().parent
+        root = path.parents[min(depth, len(path.parents) - 1)] if depth else path.resolve().parent
         yield SourceFile(module.removeprefix(_USER_TASK), path, root if _is_users(kind) else None)
 
 
