@@ -48,9 +48,7 @@ class LeverConformance:
         assert parent.to_json() == before
         return made
 
-    def test_a_pull_is_a_candidate_of_the_same_predictors_with_curves_and_notes(
-        self, engine: Any, tmp_path: Path
-    ) -> None:
+    def test_a_pull_has_a_candidate_of_the_same_predictors(self, engine: Any, tmp_path: Path) -> None:
         pull = self.pull(engine, tmp_path)
         assert isinstance(pull, Pull)
         predictors = {name for name, _ in self.task().program().named_predictors()}
