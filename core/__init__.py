@@ -22,11 +22,14 @@ _PUBLIC = {
     "run_rollouts": "colever.pipelines.rollout",
     "seed_lm": "colever.engines.lm",
 }
+_FOLDERS = ("engines", "optimizers", "pipelines", "tasks", "tracking")
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _FOLDERS:  # `import colever` alone gives `colever.engines.seed_lm`
+        return import_module(f"colever.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'colever' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_PUBLIC[name]), name)

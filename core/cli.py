@@ -26,7 +26,11 @@ app = typer.Typer(
     help="Improve a DSPy program with two levers, its prompts and its weights, and measure what each one earned.",
     epilog="Start with: colever sweep arithmetic",
 )
-seed_app = typer.Typer(no_args_is_help=True, help="The seed model: a small real checkpoint that needs no download.")
+seed_app = typer.Typer(
+    no_args_is_help=True,
+    help="The seed model: a small real checkpoint that needs no download.",
+    epilog="Example: colever seed info",
+)
 app.add_typer(seed_app, name="seed")
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, or a file as my_task.py:task.")]
@@ -39,7 +43,7 @@ BudgetOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting: weights.learning_rate=1e-4."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Any of docs/settings.md: weights.learning_rate=1e-4."),
 ]
 ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings as YAML; flags win.")]
 HomeOption = Annotated[Path, typer.Option("--home", envvar="COLEVER_HOME", help="Folder of studies and databases.")]
@@ -161,14 +165,18 @@ def ui(
     port: Annotated[int, typer.Option("--port", help="On 127.0.0.1.")] = 5000,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser window.")] = True,
     home: HomeOption = HOME,
+    as_json: JsonOption = False,
 ) -> None:
     """Open the MLflow UI at a view that compares the levers; Ctrl-C ends it."""
     from colever.tracking.ui import serve
 
-    serve(
-        home, port=port, open_browser=browser, study_or_task=name,
-        announce=lambda url: console.say(f"MLflow UI: {url}\nCtrl-C ends it."),
-    )  # fmt: skip
+    def announce(url: str) -> None:
+        if as_json:
+            console.show_json({"url": url})
+        else:
+            console.say(f"MLflow UI: {url}\nCtrl-C ends it.")
+
+    serve(home, port=port, open_browser=browser, study_or_task=name, announce=announce)
 
 
 @app.command(epilog="Example: colever doctor --json")
@@ -190,9 +198,11 @@ def doctor(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
 @seed_app.command("build", epilog="Example: colever seed build --out my-seed --steps 2000")
 def seed_build(
     out: Annotated[Path | None, typer.Option("--out", help="Folder; default: the installed package's own.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Train anew where a finished model is.")] = False,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Training steps.")] = None,
     seed: SeedOption = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    as_json: JsonOption = False,
 ) -> None:
     """Train the seed model from scratch; the same command continues after an interrupt."""
     with _interruptible("the same command continues"):
@@ -204,9 +214,12 @@ def seed_build(
         folder = out or seed_path()
         with console.progress() as drawn:
             card = build(
-                folder, recipe, device=device,
+                folder, recipe, device=device, replace_finished=replace,
                 on_step=lambda n, total, loss, rate: drawn.update(n, total, f"loss {loss:.3f}, {rate:,.0f} tokens/s"),
             )  # fmt: skip
+    if as_json:
+        console.show_json({"path": str(folder), **card})
+        return
     console.say(f"seed model in {folder}: {card['parameters']:,} parameters, loss {card['loss']}, {card['seconds']} s")
 
 

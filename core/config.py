@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from colever.errors import UsageError
 
 LEVER_LETTERS: dict[str, Literal["prompt", "weights"]] = {"p": "prompt", "w": "weights"}
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 CAPS = ("rollouts", "prompt_tokens", "completion_tokens", "trained_tokens", "flops", "seconds", "dollars")
 
 
@@ -25,48 +26,60 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _exponents(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML 1.1 reads 1e2 as text: in a field of numbers it is one, and elsewhere (a study's name) it is not."""
+        numeric = cls.model_fields[str(info.field_name)].annotation in (int, float)
+        return float(value) if numeric and isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+def _setting(default: Any, description: str, **bounds: Any) -> Any:
+    """A field that says what it is: docs/settings.md is made of these lines."""
+    return Field(default=default, description=description, **bounds)
+
 
 class PromptSettings(Settings):
     """One pull of the prompt lever."""
 
-    way: Literal["choice"] = "choice"
-    candidates: int = Field(default=12, ge=0)  # random combinations tried after the base, wordings and demos alone
-    demos: int = Field(default=8, ge=0)  # at most so many per predictor; 0 = wordings only
-    screen: int = Field(default=32, ge=1)  # train examples on which every combination is scored
-    examples: int = Field(default=96, ge=1)  # train examples on which the finalists are scored
-    finalists: int = Field(default=4, ge=1)
-    threshold: float = Field(default=0.9, ge=0, le=1)  # rubric score from which a rollout may become a demo
+    way: Literal["choice"] = _setting("choice", "how it pulls: chooses among offered wordings and demos")
+    candidates: int = _setting(12, "random combinations tried after the base, wordings and demos alone", ge=0)
+    demos: int = _setting(8, "at most so many per predictor; 0 = wordings only", ge=0)
+    screen: int = _setting(32, "train examples on which every combination is scored", ge=1)
+    examples: int = _setting(96, "train examples on which the finalists are scored", ge=1)
+    finalists: int = _setting(4, "combinations that are scored on more examples", ge=1)
+    threshold: float = _setting(0.9, "rubric score from which a rollout may become a demo", ge=0, le=1)
 
 
 class WeightSettings(Settings):
     """One pull of the weight lever: GRPO on the whole program."""
 
-    updates: int = Field(default=40, ge=1)
-    examples_per_update: int = Field(default=16, ge=1)
-    group_size: int = Field(default=8, ge=2)
-    learning_rate: float = Field(default=1e-4, gt=0)
-    warmup: int = Field(default=4, ge=0)  # updates of linear warm-up
-    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up
-    temperature: float = Field(default=1.0, gt=0, le=2)
-    beta: float = Field(default=0.0, ge=0)  # KL penalty against the study's base model
-    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = "dapo"
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    grouping: Literal["predictor", "trajectory"] = "predictor"
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    peft: Literal["none", "lora"] = "none"
-    lora_rank: int = Field(default=16, ge=1)
-    lora_alpha: int = Field(default=64, ge=1)
-    empty_updates: int = Field(default=8, ge=1)  # updates in a row with nothing to learn after which the pull stops
-    batch_tokens: int = Field(default=4096, ge=64)  # tokens computed per forward and backward pass
-    save_every: int = Field(default=10, ge=1)  # updates between checkpoints, from which a killed pull goes on
+    updates: int = _setting(40, "updates of the weights", ge=1)
+    examples_per_update: int = _setting(16, "train examples in an update", ge=1)
+    group_size: int = _setting(8, "rollouts of an example, whose rewards are compared", ge=2)
+    learning_rate: float = _setting(1e-4, "of the updates after the warm-up", gt=0)
+    warmup: int = _setting(4, "updates of linear warm-up", ge=0)
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = _setting("constant", "after the warm-up")
+    temperature: float = _setting(1.0, "of sampling in training", gt=0, le=2)
+    beta: float = _setting(0.0, "KL penalty against the study's base model", ge=0)
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = _setting("dapo", "TRL's loss of that name")
+    scale_rewards: Literal["group", "batch", "none"] = _setting("group", "whose spread divides the advantages")
+    grouping: Literal["predictor", "trajectory"] = _setting("predictor", "what is compared: calls, or whole rollouts")
+    max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm", gt=0)
+    peft: Literal["none", "lora"] = _setting("none", "none trains all weights, lora an adapter")
+    lora_rank: int = _setting(16, "of the adapter", ge=1)
+    lora_alpha: int = _setting(64, "the adapter is scaled by alpha / rank", ge=1)
+    empty_updates: int = _setting(8, "updates in a row with nothing to learn after which the pull stops", ge=1)
+    batch_tokens: int = _setting(4096, "tokens computed per forward and backward pass", ge=64)
+    save_every: int = _setting(10, "updates between checkpoints, from which a killed pull goes on", ge=1)
 
 
 class EngineSettings(Settings):
     """The in-process engine."""
 
-    device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_batch_tokens: int = Field(default=32768, ge=256)
+    device: str = _setting("auto", "auto, cpu, or cuda")
+    dtype: Literal["float32", "bfloat16", "float16"] = _setting("float32", "of weights and activations")
+    max_batch_tokens: int = _setting(32768, "prompt and completion tokens of the requests that run together", ge=256)
 
 
 def parse_schedule(text: str) -> tuple[Literal["prompt", "weights"], ...]:
@@ -80,18 +93,20 @@ def parse_schedule(text: str) -> tuple[Literal["prompt", "weights"], ...]:
 class SweepConfig(Settings):
     """One study: what ``colever sweep`` and ``colever optimize`` run, saved with it as ``config.yaml``."""
 
-    task: str
-    model: str = "seed"
-    study: str | None = Field(default=None, pattern=r"^\w[\w.-]*$")  # default: <task>-<model>-s<seed>
-    seed: int = Field(default=0, ge=0)
-    trials: int = Field(default=4, ge=1)
-    schedules: tuple[str, ...] = ("p", "w", "p,w", "w,p")  # the first trials, in this order
-    max_rounds: int = Field(default=3, ge=1, le=6)  # of a searched schedule
-    search: dict[str, tuple[float, float]] | None = None  # setting → (low, high); None: the default space
-    sampler: Literal["tpe", "gp", "random"] = "tpe"
-    prune: bool = True  # searched trials only; never the first schedules
-    budget: dict[str, float] = Field(default_factory=dict)  # caps on the whole study
-    round_budget: dict[str, float] = Field(default_factory=dict)  # caps on each round
+    task: str = Field(description="a bundled task, or a file as my_task.py:task")
+    model: str = _setting("seed", "seed, a checkpoint folder, or a hub name")
+    study: str | None = _setting(None, "its name; unset: TASK-MODEL-sSEED", pattern=r"^\w[\w.-]*$")
+    seed: int = _setting(0, "of everything random", ge=0)
+    trials: int = _setting(4, "the first schedules, then searched ones", ge=1)
+    schedules: tuple[str, ...] = _setting(("p", "w", "p,w", "w,p"), "the first trials, in this order")
+    max_rounds: int = _setting(3, "of a searched schedule", ge=1, le=6)
+    search: dict[str, tuple[float, float]] | None = _setting(
+        None, "setting: [low, high]; unset: learning rate, updates and demos around their values"
+    )
+    sampler: Literal["tpe", "gp", "random"] = _setting("tpe", "Optuna's sampler of searched trials")
+    prune: bool = _setting(True, "stop searched trials that lag; never the first schedules")
+    budget: dict[str, float] = Field(default_factory=dict, description="caps on the whole study")
+    round_budget: dict[str, float] = Field(default_factory=dict, description="caps on each round")
     prompt: PromptSettings = Field(default_factory=PromptSettings)
     weights: WeightSettings = Field(default_factory=WeightSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
@@ -131,17 +146,19 @@ def check_caps(caps: Mapping[str, float]) -> None:
 
 
 def parse_pairs(pairs: Sequence[str], flag: str) -> dict[str, Any]:
-    """``["a.b=1"]`` → {"a.b": 1}, values as YAML. Raises UsageError naming the flag."""
+    """``["a.b=1"]`` → {"a.b": 1}, values as YAML. Raises UsageError naming the flag.
+
+    ``1e-4`` stays text here, as YAML 1.1 has it; the settings make a number of it.
+    """
     values: dict[str, Any] = {}
     for pair in pairs:
         key, sign, text = pair.partition("=")
         if not sign or not key.strip():
             raise UsageError(f"{flag} {pair!r}: accepted: KEY=VALUE")
         try:
-            value = yaml.safe_load(text)
+            values[key.strip()] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UsageError(f"{flag} {pair!r}: the value is not YAML: {error}") from error
-        values[key.strip()] = _number(value)
     return values
 
 
@@ -198,29 +215,30 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise UsageError(f"{file}: accepted: a mapping of settings, such as 'trials: 8'")
-    return {key: _numbers(value) for key, value in data.items()}
+    _check_keys(data, file, ())
+    return data
+
+
+def _check_keys(value: Any, file: Path, above: tuple[int, ...]) -> None:
+    """Raises UsageError for a key that is no text and for an alias of what it is part of."""
+    if id(value) in above:
+        raise UsageError(f"{file}: an alias (*name) stands inside what it names; accepted: aliases of other settings")
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for key in value if isinstance(value, dict) else ():
+        if not isinstance(key, str):
+            raise UsageError(f"{file}: key {key!r} is no text; accepted: names of settings, such as 'trials: 8'")
+    for part in inside:
+        _check_keys(part, file, (*above, id(value)))
 
 
 def _put(data: dict[str, Any], path: Sequence[str], value: Any, dotted: str) -> None:
+    if not all(path):
+        raise UsageError(f"--set {dotted}: a part of the name is empty; accepted: such as weights.learning_rate")
     for part in path[:-1]:
         inner = data.get(part)
         data[part] = dict(inner) if isinstance(inner, dict) else {}
         data = data[part]
-    if not path[-1]:
-        raise UsageError(f"--set {dotted}: accepted: a setting such as weights.learning_rate")
     data[path[-1]] = value
-
-
-def _numbers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _numbers(inner) for key, inner in value.items()}
-    return [_numbers(v) for v in value] if isinstance(value, list) else _number(value)
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text; here it is a number."""
-    exponent = isinstance(value, str) and re.fullmatch(r"[-+]?[\d.]*\d[eE][-+]?\d+", value)
-    return float(value) if exponent else value
 
 
 def _slug(text: str) -> str:

@@ -7,10 +7,11 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "dspy", "optuna", "mlflow", "pydantic", "typer")
+from packaging.requirements import Requirement
+
 EXTRAS = {"vllm": "the vLLM engine", "ray": "workers on several machines", "playwright": "browser tests"}
 
 
@@ -41,8 +42,17 @@ def _python() -> list[Finding]:
 
 
 def _packages() -> list[Finding]:
-    found = {name: _version(name) for name in PACKAGES}
-    return [Finding(name, number is not None, number or "not installed") for name, number in found.items()]
+    """What Colever's own package says it needs, and within which bounds."""
+    needed = (Requirement(line) for line in requires("colever") or ())
+    return [_package(r) for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
+
+
+def _package(requirement: Requirement) -> Finding:
+    number, accepted = _version(requirement.name), f"accepted: {requirement.specifier or 'any version'}"
+    if number is None:
+        return Finding(requirement.name, False, f"not installed; {accepted}")
+    fits = requirement.specifier.contains(number, prereleases=True)
+    return Finding(requirement.name, fits, number if fits else f"{number}; {accepted}")
 
 
 def _machine() -> list[Finding]:
@@ -77,17 +87,22 @@ def _seed() -> list[Finding]:
 def _home(home: Path) -> list[Finding]:
     folder = home.resolve()
     parent = next(p for p in (folder, *folder.parents) if p.exists())
+    if not parent.is_dir():
+        return [Finding("home", False, f"{parent} is a file; accepted: a folder, or a place where one can be made")]
     studies = len(list((folder / "studies").glob("*/study.json")))
     writable = os.access(parent, os.W_OK)
     return [Finding("home", writable, f"{folder}: {studies} studies" if writable else f"{folder} cannot be written")]
 
 
 def _extras() -> list[Finding]:
-    found = {name: _version(name) for name in EXTRAS}
-    return [
-        Finding(name, True if number else None, number or f"not installed (for {EXTRAS[name]})")
-        for name, number in found.items()
-    ]
+    bounds = {r.name: r for r in map(Requirement, requires("colever") or ())}
+    return [_extra(name, what_for, bounds.get(name)) for name, what_for in EXTRAS.items()]
+
+
+def _extra(name: str, what_for: str, requirement: Requirement | None) -> Finding:
+    """Never bad: what is optional is not needed, in whatever version."""
+    found = _package(requirement or Requirement(name))
+    return Finding(name, True, found.detail) if found.ok else Finding(name, None, f"{found.detail} (for {what_for})")
 
 
 def _version(name: str) -> str | None:

@@ -114,20 +114,27 @@ class Gatherer:
     def request(self, request: TokenRequest) -> Completion:
         slot = _Slot((), request)
         with self._lock:
-            self._slots.append(slot)
-            leads = len(self._slots) == 1
-        if leads:
-            time.sleep(self._seconds)
-            with self._lock:
-                slots, self._slots = self._slots, []
-            self._answer(slots)
+            slots = self._slots
+            slots.append(slot)
+        if slots[0] is slot:
+            self._lead(slots)
         return slot.wait()
 
-    def _answer(self, slots: Sequence[_Slot]) -> None:
+    def _lead(self, slots: list[_Slot]) -> None:
+        """Wait, then answer all that came. What ends the wait or the batch, an interrupt too, reaches each of them."""
         answers: Sequence[Completion | BaseException]
         try:
+            time.sleep(self._seconds)
+            self._close(slots)
             answers = self._complete([s.request for s in slots])
         except BaseException as error:  # noqa: BLE001 - each waiting thread raises it, this one too
+            self._close(slots)
             answers = [error] * len(slots)
         for slot, answer in zip(slots, answers, strict=True):
             slot.reply.put(answer)
+
+    def _close(self, slots: list[_Slot]) -> None:
+        """Later calls make another batch, with a leader of their own."""
+        with self._lock:
+            if self._slots is slots:
+                self._slots = []

@@ -6,9 +6,12 @@ A flat space lets one sampler model learn from every trial; a setting of a lever
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from colever.config import PromptSettings, Settings, SweepConfig, WeightSettings
 from colever.errors import UsageError
@@ -42,7 +45,9 @@ def schedules(config: SweepConfig) -> list[str]:
 
 
 def ranges(config: SweepConfig) -> list[Range]:
-    """The searched settings. Raises UsageError for one that is unknown, not a number, or whose default lies outside."""
+    """The searched settings. Raises UsageError for one that is unknown, not a number, or whose range leaves its default
+    out or holds a value that the setting refuses.
+    """
     search = config.search
     if search is None:
         rate, updates = config.weights.learning_rate, config.weights.updates
@@ -85,4 +90,18 @@ def _range(config: SweepConfig, name: str, low: float, high: float) -> Range:
     default = getattr(getattr(config, group), key)
     if not low <= default <= high:
         raise UsageError(f"search: {name}: the arms' value {default} must lie in the range {low} … {high}")
+    for edge in (low, high):
+        _check_edge(config, name, edge, whole=kind is int)
     return Range(name, low, high, default, kind is int)
+
+
+def _check_edge(config: SweepConfig, name: str, edge: float, *, whole: bool) -> None:
+    """Raises UsageError unless a trial could have this value: found here, not when the first trial draws it."""
+    if not math.isfinite(edge) or (whole and edge != int(edge)):
+        raise UsageError(f"search: {name}: {edge:g}; accepted: a {'whole' if whole else 'finite'} number")
+    group, _, key = name.partition(".")
+    try:
+        GROUPS[group](**{**getattr(config, group).model_dump(), key: int(edge) if whole else edge})
+    except ValidationError as error:
+        reasons = "; ".join(e["msg"] for e in error.errors())
+        raise UsageError(f"search: {name}: {edge:g} is in the range, but no trial may have it: {reasons}") from None

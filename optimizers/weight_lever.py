@@ -68,7 +68,7 @@ class WeightLever:
         """
         from colever.optimizers.grpo import ProgramTrainer
 
-        s = self.settings
+        s, task = self.settings, dataclasses.replace(task, gold=None)  # a lever sees the rubric only
         pull = _Pull(s, task, candidate, engine, budget.slice(), seed, progress)
         folder = workdir / "training"
         found = last_checkpoint(folder)

@@ -10,7 +10,8 @@ from pathlib import Path
 import dspy
 
 from colever.errors import TaskError
-from colever.tasks.task import Task
+from colever.tasks.task import SPLITS, Task
+from colever.types import digest_of
 
 BUNDLED = {
     "arithmetic": "chains of operations, worked then checked by a second predictor: a skill",
@@ -85,15 +86,20 @@ def check_task(task: Task) -> None:
         )
     if not 0 < task.target <= 1:
         raise TaskError(f"target of task {task.name!r} is {task.target}; accepted: a number in (0, 1]")
+    for file in task.depends_on:
+        if not Path(file).is_file():
+            raise TaskError(
+                f"depends_on of task {task.name!r}: {file} is no file; accepted: paths of files, not folders"
+            )
     seen: dict[str, str] = {}
-    for split in ("train", "dev", "test", *task.watched):
+    for split in (*SPLITS, *task.watched):
         _check_split(task, split, seen)
 
 
 def _check_split(task: Task, split: str, seen: dict[str, str]) -> None:
     try:
         rows = task.examples(split)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise TaskError(f"split {split!r} of task {task.name!r} is not a list of dspy.Example: {error}") from error
     if len(rows) < SMALLEST_SPLIT:
         raise TaskError(
@@ -111,6 +117,19 @@ def _check_split(task: Task, split: str, seen: dict[str, str]) -> None:
                 f"row {example_id!r} of split {split!r} is not a dspy.Example with inputs; "
                 "use dspy.Example(...).with_inputs(...)"
             )
+        _check_fields(task, split, example_id, example)
         content = repr(sorted(example.inputs().toDict().items()))
         if (other := seen.setdefault(content, split)) != split:
             raise TaskError(f"row {example_id!r} of split {split!r} is also in split {other!r} of task {task.name!r}")
+
+
+def _check_fields(task: Task, split: str, example_id: str, example: dspy.Example) -> None:
+    """Each field is JSON: the task's digest is made of it, and a field may become a demo."""
+    for name, value in example.toDict().items():
+        try:
+            digest_of(value)
+        except (TypeError, ValueError) as error:
+            raise TaskError(
+                f"row {example_id!r} of split {split!r} of task {task.name!r}: field {name!r} is not JSON: {error}; "
+                "accepted: text, numbers, bools, None, and lists and dicts of these"
+            ) from None

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import dspy
 
 from colever.errors import TaskError
 from colever.tasks.rubric import Rubric
-from colever.tasks.source import code_digest, files_digest, program_digest
+from colever.tasks.source import code_digest, contents_digest, source_digest
 from colever.types import Candidate, PredictorPrompt, Score, Step, digest_of
 
+SPLITS = ("train", "dev", "test")
 Gold = Callable[[dspy.Example, dspy.Prediction], float | bool]
 
 
@@ -27,6 +29,12 @@ class Task:
     its field ``id`` where it has one, else ``<split>-<row>``. ``gold`` is a truth metric in [0, 1] that no lever,
     acceptance or pruning reads. ``instructions`` offers further wordings per predictor, ``watched`` further splits
     that only the report reads. ``max_tokens`` bounds each completion.
+
+    A finished round is reused while the task's digest is the same. The digest sees the examples, the rubric, the
+    program with what its attributes hold, the files that define its code and those that they import from beside them,
+    and the module-level values that the code names. It does not see what code opens while it runs (files, databases,
+    servers) or what a library's object holds (a data frame, a tensor): name such files in ``depends_on``, whose
+    contents count too. What the program holds when it is made must be equal in every process, or no round is reused.
     """
 
     name: str
@@ -41,6 +49,14 @@ class Task:
     watched: Mapping[str, Sequence[dspy.Example]] = field(default_factory=dict)
     max_tokens: int = 256
     temperature: float = 0.0  # decoding of every evaluation; 0 = greedy
+    depends_on: Sequence[Path | str] = ()
+
+    def __post_init__(self) -> None:
+        if taken := [split for split in SPLITS if split in self.watched]:
+            raise TaskError(
+                f"task {self.name!r}: {taken[0]!r} in watched would hide the split of that name; "
+                f"accepted: any name but {', '.join(SPLITS)}"
+            )
 
     def examples(self, split: str) -> list[tuple[str, dspy.Example]]:
         """(id, example) pairs of ``train``, ``dev``, ``test`` or a watched split, in order; ids are unique."""
@@ -71,11 +87,11 @@ class Task:
         return Candidate(prompts)
 
     def digest(self) -> str:
-        """Of data, rubric, gold, offered wordings, program, and the source files that define their code."""
+        """Of data, rubric, gold, offered wordings, program, the sources of their code, and ``depends_on``."""
         program = self.program()
         checks = [c.check for c in self.rubric.criteria]
         data: dict[str, Any] = {
-            s: [dict(e.toDict()) for _, e in self.examples(s)] for s in ("train", "dev", "test", *sorted(self.watched))
+            s: [dict(e.toDict()) for _, e in self.examples(s)] for s in (*SPLITS, *sorted(self.watched))
         }
         return digest_of(
             [
@@ -83,8 +99,8 @@ class Task:
                 self.rubric.digest(),
                 code_digest(self.gold) if self.gold else None,
                 {k: list(v) for k, v in self.instructions.items()},
-                program_digest(program),
-                files_digest(program, *checks, *([self.gold] if self.gold else [])),
+                source_digest(program, [self.program, *checks, *([self.gold] if self.gold else [])]),
+                contents_digest(self.depends_on),
                 self.target,
                 self.max_tokens,
                 self.temperature,

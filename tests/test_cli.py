@@ -77,14 +77,22 @@ def one_line(text: str) -> str:
 def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
     status, out, _ = run(*command.split(), "--help")
     assert status == 0
-    if command != "seed":
-        assert "colever" in out.splitlines()[-3] + out.splitlines()[-2]
+    assert "colever" in out.splitlines()[-3] + out.splitlines()[-2]
 
 
 def test_help_loads_nothing_heavy() -> None:
     code = "import sys, colever.cli; print(sorted({'torch', 'trl', 'mlflow', 'optuna', 'dspy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_engines_names_load_nothing_before_they_are_used() -> None:
+    code = (
+        "import sys, colever; folder = colever.engines; print('torch' in sys.modules);"
+        "import colever.engines.lm as lm; print(folder.seed_lm is lm.seed_lm, folder.engine_lm is lm.engine_lm)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "True"]
 
 
 def test_tasks_are_listed(run: Run) -> None:
@@ -154,6 +162,34 @@ def test_doctor_speaks_json(run: Run, tmp_path: Path) -> None:
     assert found["torch"]
     assert found["home"]
     assert "seed model" in found
+
+
+def test_the_uis_address_as_json(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(home: Path, *, announce: Callable[[str], None], **_: object) -> None:
+        announce(f"http://127.0.0.1:5000/{home.name}")
+
+    monkeypatch.setattr("colever.tracking.ui.serve", serve)
+    status, out, err = run("ui", "--json", "--home", tmp_path / "home")
+    assert (status, json.loads(out), err) == (0, {"url": "http://127.0.0.1:5000/home"}, "")
+    status, out, err = run("ui", "--home", tmp_path / "home")
+    assert (status, out) == (0, "")
+    assert "http://127.0.0.1:5000/home" in err
+
+
+def test_the_built_seed_models_card_as_json(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def build(out: Path, recipe: object, **options: object) -> dict[str, object]:
+        asked.append(options)
+        return {"parameters": 1000, "loss": 0.5, "seconds": 3}
+
+    monkeypatch.setattr("colever.engines.seed.build.build", build)
+    status, out, _ = run("seed", "build", "--out", tmp_path, "--replace", "--json")
+    assert (status, json.loads(out)) == (0, {"path": str(tmp_path), "parameters": 1000, "loss": 0.5, "seconds": 3})
+    status, out, err = run("seed", "build", "--out", tmp_path)
+    assert (status, out) == (0, "")
+    assert "1,000 parameters" in err
+    assert [options["replace_finished"] for options in asked] == [True, False]
 
 
 def test_a_criterion_out_of_range_ends_with_2(run: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:

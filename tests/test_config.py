@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,11 @@ def test_flags_win_over_the_file_and_none_is_no_flag(tmp_path: Path) -> None:
         ("task: a\nschedules: [p, q]\n", "schedule 'q'"),
         ("- 1\n", "a mapping of settings"),
         ("a: [\n", "not YAML"),
+        ("task: a\n1: 2\n", "key 1 is no text; accepted: names of settings"),
+        ("task: a\ntrue: 3\n", "key True is no text; accepted: names of settings"),
+        ("task: a\nweights: {null: 3}\n", "key None is no text"),
+        ("task: a\nweights: &w\n  lr: *w\n", "an alias (*name) stands inside what it names"),
+        ("task: a\nschedules: &s [*s]\n", "an alias (*name) stands inside what it names"),
     ],
 )
 def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, said: str) -> None:
@@ -47,8 +53,34 @@ def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, said: str) 
     assert "bad.yaml" in str(caught.value)
 
 
-def test_pairs_are_yaml_and_read_plain_exponents() -> None:
-    assert parse_pairs(["a.b=1e-4", "c=lora", "d=3"], "--set") == {"a.b": 1e-4, "c": "lora", "d": 3}
+@pytest.mark.parametrize(
+    "name", ["12e45", "1e5", "1E-4", "1_000", "0x1f", "0o17", "true", "null", "1.5", "2026-01-01", "_e3"]
+)
+def test_names_that_look_like_something_else_read_back(tmp_path: Path, name: str) -> None:
+    config = load_config(flags={"task": name, "model": name, "study": name})
+    assert config.study_name == name
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize("key", [".x", "weights..updates", "weights.", "."])
+def test_a_setting_with_an_empty_part_is_refused(key: str) -> None:
+    with pytest.raises(UsageError, match=f"^--set {re.escape(key)}: a part of the name is empty; accepted: such as"):
+        load_config(flags={"task": "t"}, overrides=parse_pairs([f"{key}=1"], "--set"))
+
+
+def test_an_alias_of_another_setting_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("task: a\nbudget: &caps {rollouts: 1e5}\nround_budget: *caps\n")
+    config = load_config(tmp_path / "c.yaml")
+    assert config.budget == config.round_budget == {"rollouts": 1e5}
+
+
+def test_pairs_are_yaml_and_settings_read_plain_exponents() -> None:
+    assert parse_pairs(["a.b=1.0e-4", "c=lora", "d=3"], "--set") == {"a.b": 1e-4, "c": "lora", "d": 3}
+    given = parse_pairs(["weights.learning_rate=1e-5", "weights.updates=1e2", "budget.rollouts=1e5"], "--set")
+    config = load_config(flags={"task": "t"}, overrides={**given, "search": {"weights.updates": ["1e1", "1e2"]}})
+    assert (config.weights.learning_rate, config.weights.updates) == (1e-5, 100)
+    assert (config.budget, config.search) == ({"rollouts": 1e5}, {"weights.updates": (10, 100)})
     with pytest.raises(UsageError, match="--budget"):
         parse_pairs(["rollouts"], "--budget")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from colever.engines.lm import seed_path
 from colever.engines.seed import mixture, words
-from colever.engines.seed.build import STATE, Recipe, _copy, _look_up, _pad, build
+from colever.engines.seed.build import STATE, Recipe, _copy, _look_up, _pad, _publish, build
 from colever.engines.seed.tokenizer import ASSISTANT, END, PAD, USER, train_tokenizer
 from colever.errors import UsageError
 
@@ -157,6 +158,52 @@ def test_an_interrupted_build_ends_with_the_same_weights(tmp_path) -> None:
     assert not (parts / STATE).exists()
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (whole, parts))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_finished_model_is_not_lost_unasked(tmp_path) -> None:
+    build(tmp_path, TINY, device="cpu")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    other = replace(TINY, seed=1)
+    with pytest.raises(UsageError, match="holds a finished model; accepted: another folder as --out, or --replace"):
+        build(tmp_path, other, device="cpu")
+
+    def stop(*_: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, other, device="cpu", on_step=stop, replace_finished=True)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    card = build(tmp_path, other, device="cpu", replace_finished=True)
+    assert json.loads((tmp_path / "card.json").read_text()) == card != json.loads(before["card.json"])
+    assert (tmp_path / "model.safetensors").read_bytes() != before["model.safetensors"]
+    assert {file.name for file in tmp_path.iterdir()} == set(before)
+
+
+def test_a_model_that_was_half_written_replaces_nothing(tmp_path) -> None:
+    class Interrupted:
+        generation_config = SimpleNamespace()
+
+        def save_pretrained(self, folder) -> None:
+            (folder / "model.safetensors").write_text("half")
+            raise KeyboardInterrupt
+
+    (tmp_path / "model.safetensors").write_text("whole")
+    (tmp_path / "card.json").write_text("{}")
+    (tmp_path / STATE).write_text("state")
+    with pytest.raises(KeyboardInterrupt):
+        _publish(tmp_path, Interrupted(), SimpleNamespace(eos_token_id=1, pad_token_id=0), {})
+    assert (tmp_path / "model.safetensors").read_text() == "whole"
+    assert (tmp_path / "card.json").exists()
+    assert (tmp_path / STATE).exists()
+
+
+def test_what_a_build_cannot_use_is_said_before_it_starts(tmp_path) -> None:
+    with pytest.raises(UsageError, match="--device 'tpu'; accepted here: auto, cpu"):
+        build(tmp_path / "new", TINY, device="tpu")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--out .*file: cannot be made: File exists; accepted: a folder"):
+        build(tmp_path / "file", TINY, device="cpu")
 
 
 def test_the_shipped_checkpoint() -> None:

@@ -217,6 +217,11 @@ class TestLoad:
             (('dspy.Predict("q -> a")', "1 / 0"), "raised ZeroDivisionError"),
             (("import dspy", "import dspyy"), "mine.py raised ModuleNotFoundError"),
             (('.with_inputs("q")', ""), "is not a dspy.Example with inputs"),
+            (
+                ("a=str(i))", "a=str(i), also={'a'})"),
+                "row 'train-0' of split 'train' of task 'mine': field 'also' is not JSON: .*set.*; accepted: text",
+            ),
+            (("rows[4:8]", "['a', 'b']"), "split 'dev' of task 'mine' is not a list of dspy.Example"),
             (("task = Task", "other = Task"), "has no 'task'; tasks in it: other"),
             (("task = Task(", "task = dict(name="), "raised TypeError|SyntaxError"),
         ],
@@ -248,3 +253,11 @@ class TestLoad:
         task = Task(**{**vars(load_task("routing")), "instructions": {"raed": ["x"]}})
         with pytest.raises(TaskError, match="raed"):
             check_task(task)
+
+    @pytest.mark.parametrize("split", ["train", "dev", "test"])
+    def test_a_watched_split_that_would_hide_a_real_one(self, split: str) -> None:
+        routing_task = load_task("routing")
+        with pytest.raises(
+            TaskError, match=f"'{split}' in watched would hide .*accepted: any name but train, dev, test"
+        ):
+            Task(**{**vars(routing_task), "watched": {split: routing_task.train}})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from colever.errors import UsageError
-from colever.tracking import ui
+from colever.tracking import store, ui
 from colever.tracking.mlflow_tracker import MlflowTracker
 from colever.tracking.view import study_views
 
@@ -16,7 +16,6 @@ from colever.tracking.view import study_views
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
-    assert ui.deep_link(home) == "#/experiments"
     tracker = MlflowTracker(home)
     for study, task in (("a-1", "a"), ("b-1", "b"), ("a-2", "a")):
         tracker.study_started(study, task, "seed", {}, "1 trial")
@@ -34,6 +33,18 @@ def test_deep_link_opens_the_study_asked_for(home: Path, asked: str | None, stud
     assert study_views(study, "gold")[0].identifier in link
     assert link.startswith("#/experiments/")
     assert "workflowType=machine_learning" in link
+
+
+def test_a_home_without_a_study_is_named_and_nothing_is_made(tmp_path: Path) -> None:
+    for study in (None, "a"):
+        with pytest.raises(UsageError, match=r"no study was run in .*typo: there is no mlflow\.db; accepted: the"):
+            ui.deep_link(tmp_path / "typo", study)
+    assert not (tmp_path / "typo").exists()
+
+
+def test_without_a_study_yet_it_opens_at_the_experiments(tmp_path: Path) -> None:
+    store.open_client(tmp_path)
+    assert ui.deep_link(tmp_path) == "#/experiments"
 
 
 def test_unknown_study_is_named_with_the_known_ones(home: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import dspy
 import pytest
 import torch
+from conformance import LeverConformance
 from dspy.utils.exceptions import AdapterParseError
 
 from colever.config import WeightSettings
@@ -90,6 +92,14 @@ def _base_weights(engine):
 
 def parameters(engine) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in engine.model.named_parameters()}
+
+
+class TestWeightLever(LeverConformance):
+    def lever(self) -> WeightLever:
+        return WeightLever(settings(updates=2))
+
+    def task(self, **changes) -> Task:
+        return dataclasses.replace(make_task(), **changes)
 
 
 def test_a_rare_word_becomes_common(engine, tmp_path):

@@ -109,9 +109,14 @@ def start(
 def deep_link(home: Path, study_or_task: str | None = None) -> str:
     """The address's part after the server's own: this study, or the latest one (of the task named).
 
-    ``#/experiments`` where there is no study yet. Raises UsageError for a name that is neither, StoreError for a
-    database that cannot be read.
+    ``#/experiments`` where there is no study yet. Raises UsageError for a name that is neither and for a home without
+    a database (one is not made here), StoreError for a database that cannot be read.
     """
+    if not store.database(home).is_file():
+        raise UsageError(
+            f"no study was run in {home}: there is no {store.database(home).name}; "
+            "accepted: the --home of a study, such as `colever sweep arithmetic` makes"
+        )
     client = store.open_client(home)
     with store.guarded(home):
         studies = _studies(client)

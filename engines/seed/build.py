@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ from colever.engines.seed.tokenizer import ASSISTANT, END, MARKS, SYSTEM, USER, 
 from colever.errors import UsageError
 
 STATE = "build-state.pt"
+CARD = "card.json"  # written last: a folder that has one holds a finished model
 MICRO_BATCH_TOKENS = 2400  # little padding, and activations that stay in the cache
 OnStep = Callable[[int, int, float, float], None]  # step, steps, loss, tokens per second
 
@@ -65,15 +67,23 @@ class Recipe:
 
 
 def build(
-    out: Path, recipe: Recipe, *, device: str = "auto", on_step: OnStep | None = None, save_every: int = 100
+    out: Path,
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    on_step: OnStep | None = None,
+    save_every: int = 100,
+    replace_finished: bool = False,
 ) -> dict[str, Any]:
     """Train the seed model into the folder ``out`` and return its card (recipe, loss, tokens, seconds).
 
-    Continues from ``out``'s build state where there is one made by the same recipe; raises UsageError where it
-    was made by another.
+    Continues from ``out``'s build state where there is one made by the same recipe. Until the training has ended,
+    what else is in ``out`` stays as it is. Raises UsageError, before anything is written, where the state was made by
+    another recipe, where ``out`` holds a finished model and ``replace_finished`` is False, and for a device that is
+    not here.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    device = _device(device)
+    _make_folder(out, replace_finished)
     torch.manual_seed(recipe.seed)
     tokenizer = train_tokenizer(_tokenizer_texts(recipe), recipe.vocabulary)
     model = Qwen3ForCausalLM(_model_config(recipe, tokenizer))
@@ -111,6 +121,29 @@ def build(
     }
     _publish(out, model, tokenizer, card)
     return card
+
+
+def _device(name: str) -> str:
+    """``auto`` resolved; raises UsageError for a device that is not here."""
+    there = ["cpu", *(["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if _cuda() else [])]
+    if name == "auto":
+        return "cuda" if _cuda() else "cpu"
+    if name not in there:
+        raise UsageError(f"--device {name!r}; accepted here: auto, {', '.join(there)}")
+    return name
+
+
+def _make_folder(out: Path, replace_finished: bool) -> None:
+    if (out / CARD).is_file() and not replace_finished:
+        raise UsageError(f"{out} holds a finished model; accepted: another folder as --out, or --replace to lose it")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be made: {error.strerror}; accepted: a folder, new or not") from error
+
+
+def _cuda() -> bool:
+    return bool(torch.cuda.is_available())
 
 
 def _schedule(step: int, recipe: Recipe) -> float:
@@ -283,9 +316,20 @@ def _save_state(
 
 
 def _publish(out: Path, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, card: dict[str, Any]) -> None:
+    """Written aside, then moved into place file by file, the card last; the build state goes when all is there.
+
+    After a kill amid the moves there is no card, and the same command, which finds its state, puts it right.
+    """
+    fresh = out / ".new"  # inside: the same file system and permissions as ``out``
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    model.save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
+    (fresh / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    (out / CARD).unlink(missing_ok=True)
+    for file in sorted(fresh.iterdir(), key=lambda f: f.name == CARD):
+        os.replace(file, out / file.name)
+    fresh.rmdir()
     (out / STATE).unlink(missing_ok=True)

@@ -1,0 +1,49 @@
+"""What doctor says: every package that Colever needs, its bounds, and a home that can be used."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from colever import doctor
+
+
+def test_every_needed_package_is_looked_at() -> None:
+    found = {f.what: f for f in doctor._packages()}
+    assert {"datasets", "accelerate", "safetensors", "scipy", "torch", "trl"} <= set(found)
+    assert "pytest" not in found  # an extra
+    assert all(f.ok for f in found.values()), [f for f in found.values() if not f.ok]
+
+
+@pytest.mark.parametrize(
+    ("requirement", "ok", "said"),
+    [
+        ("pytest>=8", True, r"\d+\..*"),
+        ("pytest>=8,<8.1", False, r"\d+\..*; accepted: <8.1,>=8"),
+        ("no-such-package<2", False, "not installed; accepted: <2"),
+        ("no-such-package", False, "not installed; accepted: any version"),
+    ],
+)
+def test_a_version_out_of_bounds_is_bad(requirement: str, ok: bool, said: str) -> None:
+    found = doctor._package(Requirement(requirement))
+    assert found.ok is ok
+    assert re.fullmatch(said, found.detail)
+
+
+def test_an_extra_is_never_bad() -> None:
+    assert doctor._extra("no-such-package", "nothing", None).ok is None
+    wrong = doctor._extra("pytest", "tests", Requirement("pytest<1"))
+    assert (wrong.ok, wrong.detail.endswith("; accepted: <1 (for tests)")) == (None, True)
+
+
+def test_a_home_that_is_a_file_is_bad(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for home in (tmp_path / "file", tmp_path / "file" / "below"):
+        (found,) = doctor._home(home)
+        assert (found.ok, found.detail) == (
+            False, f"{tmp_path / 'file'} is a file; accepted: a folder, or a place where one can be made"
+        )  # fmt: skip
+    assert doctor._home(tmp_path / "new" / "one")[0].ok
