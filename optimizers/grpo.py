@@ -4,7 +4,7 @@ Knows rows of token ids with advantages; knows nothing of tasks, programs or bud
 
 - ``training_step``: an update's rows come from a callback (TRL wants one row per requested generation), and are
   split into parts of at most ``max_tokens`` computed tokens whose losses add up to the loss of the whole;
-- ``_get_per_token_logps_and_entropies``: log-probabilities with every distinct prompt computed once, where that is
+- ``_get_per_token_logps_and_entropies``: log-probabilities with every shared prompt token computed once, where that is
   less work than TRL's padded rows;
 - ``_compute_loss``: TRL's, then the greatest difference between its log-probabilities and the sampler's is noted;
 - data loader, learning-rate schedule (a warm-up does not begin at 0), checkpoint folder, model card, telemetry.
@@ -35,7 +35,8 @@ from colever.errors import LeverError
 from colever.optimizers import shared_prefix
 from colever.optimizers.checkpoint import seal_checkpoint
 from colever.optimizers.grpo_settings import GrpoSettings, rate
-from colever.optimizers.prefix_layout import branch_work, build_layout, group_rows, row_work
+from colever.optimizers.prefix_layout import branch_work, build_layout, row_work
+from colever.optimizers.prefix_tree import prefix_tree
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
 
 PER_ROW = frozenset({"grpo", "dr_grpo"})  # losses that divide by the number of rows
@@ -183,8 +184,8 @@ class ProgramTrainer(GRPOTrainer):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        groups = group_rows(input_ids, attention_mask, logits_to_keep)
-        shared, padded = branch_work(groups), row_work(groups)
+        tree = prefix_tree(input_ids, attention_mask, logits_to_keep)
+        shared, padded = branch_work(tree), row_work(tree.groups)
         flops = [self._shape.flops(w.tokens, w.pairs, w.heads) for w in (shared, padded)]
         branches = self._branches and flops[0] <= flops[1]
         self._count(flops[0 if branches else 1])
@@ -193,7 +194,7 @@ class ProgramTrainer(GRPOTrainer):
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
         else:
-            layout = build_layout(input_ids, attention_mask, logits_to_keep, groups)
+            layout = build_layout(input_ids, attention_mask, logits_to_keep, tree)
             with self.accelerator.autocast():
                 logp_N, entropy_N = model(branches=layout)
             size = (input_ids.shape[0], logits_to_keep)

@@ -164,25 +164,35 @@ def is_constant(rewards: Iterable[float]) -> bool:
 
 
 def parts(rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
-    """Rows in parts of about equal size, of at most ``max_tokens`` computed tokens (or one row), prompts together."""
+    """Rows in parts of about equal size and at most ``max_tokens`` computed tokens (or one row); what shares goes together."""
     if not rows:
         return
-    ordered = sorted(rows, key=lambda r: (len(r.prompt_ids), r.prompt_ids, len(r.completion_ids)))
-    whole = sum(len(r.completion_ids) for r in rows) + sum(len(p) - 1 for p in {r.prompt_ids for r in rows})
+    ordered = sorted(rows, key=lambda r: (r.prompt_ids, len(r.completion_ids)))  # those that share a prefix together
+    fresh = [_fresh(before, row) for before, row in zip([None, *ordered], ordered, strict=False)]
+    whole = sum(len(r.completion_ids) for r in rows) + sum(fresh)
     target = whole / math.ceil(whole / max_tokens)
     part: list[Row] = []
-    size, done = 0, 0.0
-    for row in ordered:
-        new = not part or part[-1].prompt_ids != row.prompt_ids
-        cost = len(row.completion_ids) + (len(row.prompt_ids) - 1 if new else 0)
+    size = 0
+    for row, new in zip(ordered, fresh, strict=True):
+        cost = len(row.completion_ids) + new
         if part and (size + cost > max_tokens or (new and size + cost / 2 > target)):
             yield part
             part, size = [], 0
-            cost = len(row.completion_ids) + len(row.prompt_ids) - 1
+            cost = len(row.completion_ids) + _fresh(None, row)
         part.append(row)
         size += cost
-        done += cost
     yield part
+
+
+def _fresh(before: Row | None, row: Row) -> int:
+    """How many of a row's prompt tokens, its last one left out, are not those of the row before."""
+    if before is None:
+        return len(row.prompt_ids) - 1
+    if before.prompt_ids == row.prompt_ids:
+        return 0
+    pairs = zip(before.prompt_ids[:-1], row.prompt_ids[:-1], strict=False)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(before.prompt_ids), len(row.prompt_ids)) - 1)
+    return len(row.prompt_ids) - 1 - same
 
 
 def _group_key(rollout: Rollout, step: Step, grouping: Grouping) -> GroupKey:
