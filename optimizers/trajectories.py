@@ -164,7 +164,7 @@ def is_constant(rewards: Iterable[float]) -> bool:
 
 
 def parts(rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
-    """Rows in parts of about equal size and at most ``max_tokens`` computed tokens (or one row); what shares goes together."""
+    """Rows in parts of about equal size and of at most ``max_tokens`` computed tokens (or one row)."""
     if not rows:
         return
     ordered = sorted(rows, key=lambda r: (r.prompt_ids, len(r.completion_ids)))  # those that share a prefix together
