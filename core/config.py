@@ -50,6 +50,8 @@ class WeightSettings(Settings):
     temperature: float = Field(default=1.0, gt=0, le=2)
     beta: float = Field(default=0.0, ge=0)  # KL penalty against the study's base model
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = "dapo"
+    importance_sampling_level: Literal["token", "sequence"] = "token"  # sequence with loss grpo: GSPO
+    importance_correction: Literal["auto", "on", "off"] = "auto"  # auto: where sampler and trainer may differ
     scale_rewards: Literal["group", "batch", "none"] = "group"
     grouping: Literal["predictor", "trajectory"] = "predictor"
     max_grad_norm: float = Field(default=1.0, gt=0)

@@ -6,7 +6,8 @@ Knows rows of token ids with advantages; knows nothing of tasks, programs or bud
   split into parts of at most ``max_tokens`` computed tokens whose losses add up to the loss of the whole;
 - ``_get_per_token_logps_and_entropies``: log-probabilities with every shared prompt token computed once, where that is
   less work than TRL's padded rows;
-- ``_compute_loss``: TRL's, then the greatest difference between its log-probabilities and the sampler's is noted;
+- ``_compute_loss``: TRL's, with its per-token advantages weighed by importance ratios where sampler and trainer may
+  differ; the greatest difference between its log-probabilities and the sampler's is noted;
 - data loader, learning-rate schedule (a warm-up does not begin at 0), checkpoint folder, model card, telemetry.
 
 An update without rows changes nothing: no gradient, no optimizer state.
@@ -35,6 +36,7 @@ from colever.errors import LeverError
 from colever.optimizers import shared_prefix
 from colever.optimizers.checkpoint import seal_checkpoint
 from colever.optimizers.grpo_settings import GrpoSettings, rate
+from colever.optimizers.importance import truncated_ratio
 from colever.optimizers.prefix_layout import branch_work, build_layout, row_work
 from colever.optimizers.prefix_tree import prefix_tree
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
@@ -68,6 +70,7 @@ class ProgramTrainer(GRPOTrainer):
         self.flops = 0.0  # counted, of every update so far in this process
         self.trained_tokens = 0
         self._sample, self._after_update, self._remember = sample, after_update, remember
+        self._inputs: dict[str, Any] = {}  # of the loss that is being computed
         self._logps: torch.Tensor | None = None
         self._entropies: torch.Tensor | None = None
         self._notes: Metrics = {}
@@ -112,6 +115,8 @@ class ProgramTrainer(GRPOTrainer):
         self._step += 1
         loss = torch.zeros((), device=self.accelerator.device)
         self._notes = {"entropy": 0.0, "logprob_gap": 0.0}
+        if self.settings.correct:
+            self._notes["importance_ratio"] = 0.0
         tokens = sum(len(r.completion_ids) for r in batch.rows)
         for part in parts(batch.rows, self.settings.max_tokens):
             loss += self._train_part(model, part, batch, tokens)
@@ -134,6 +139,8 @@ class ProgramTrainer(GRPOTrainer):
         assert self._entropies is not None
         mean = float((self._entropies * inputs["completion_mask"]).sum()) / max(count, 1)
         self._notes["entropy"] += mean * count / tokens
+        if "ratio" in inputs:
+            self._notes["importance_ratio"] += float((inputs["ratio"] * inputs["completion_mask"]).sum()) / tokens
         return loss.detach()
 
     def _tensors(self, rows: Sequence[Row], batch: TrainingBatch) -> dict[str, torch.Tensor]:
@@ -169,6 +176,7 @@ class ProgramTrainer(GRPOTrainer):
             return self._get_per_token_logps_and_entropies(self.model, ids, mask, width)[0]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self._inputs = inputs
         loss = super()._compute_loss(model, inputs)
         if "sampled" in inputs and self._logps is not None:
             gap = ((self._logps - inputs["sampled"]).abs() * inputs["completion_mask"]).max()
@@ -206,7 +214,19 @@ class ProgramTrainer(GRPOTrainer):
         if torch.is_grad_enabled():
             self._logps = logps.detach()
             self._entropies = None if entropies is None else entropies.detach()
+            if self.settings.correct:
+                self._correct(self._inputs)
         return logps, entropies, aux
+
+    def _correct(self, inputs: dict[str, Any]) -> None:
+        """Weigh the advantages, which TRL reads after its log-probabilities: (B,) → (B, C).
+
+        Every loss is linear in a factor that is not negative, so this is TRL's product of loss and ratio, whose own
+        branch asks for a vLLM server; the KL penalty stays out of it in both.
+        """
+        assert self._logps is not None
+        inputs["ratio"] = truncated_ratio(self._logps, inputs["sampled"], inputs["completion_mask"])
+        inputs["advantages"] = inputs["advantages"][:, None] * inputs["ratio"]
 
     def _count(self, forward: float) -> None:
         """A forward pass, and behind one with gradients a backward pass: twice that, once under LoRA."""

@@ -67,6 +67,7 @@ class WeightLever:
         The engine is left with the trained weights, or, where the pull fails, with the candidate's.
         """
         from colever.optimizers.grpo import ProgramTrainer
+        from colever.optimizers.importance import corrects
 
         s = self.settings
         pull = _Pull(s, task, candidate, engine, budget.slice(), seed, progress)
@@ -79,7 +80,7 @@ class WeightLever:
             trainer = ProgramTrainer(
                 model,
                 engine.tokenizer,
-                _trainer_settings(s, task, seed),
+                trainer_settings(s, task, seed, corrects(s.importance_correction, engine)),
                 folder,
                 pull.sample,
                 pull.after_update,
@@ -302,7 +303,8 @@ def save_weights(
     return Weights("lora" if lora else "full", str(folder), digest)
 
 
-def _trainer_settings(s: WeightSettings, task: Task, seed: int) -> Any:
+def trainer_settings(s: WeightSettings, task: Task, seed: int, correct: bool) -> Any:
+    """What the trainer is told, as ``GrpoSettings``; ``correct``: importance ratios are applied."""
     from colever.optimizers.grpo_settings import GrpoSettings
 
     return GrpoSettings(
@@ -318,6 +320,8 @@ def _trainer_settings(s: WeightSettings, task: Task, seed: int) -> Any:
         max_tokens=s.batch_tokens,
         save_every=s.save_every,
         seed=seed,
+        level=s.importance_sampling_level,
+        correct=correct,
     )
 
 

@@ -14,7 +14,7 @@ from colever.engines.lm import open_engine
 from colever.errors import BudgetExhausted, LeverError
 from colever.optimizers.budget import Budget
 from colever.optimizers.lever import NullProgress
-from colever.optimizers.weight_lever import WeightLever, choose_examples
+from colever.optimizers.weight_lever import WeightLever, choose_examples, trainer_settings
 from colever.tasks.rubric import Criterion, Rubric
 from colever.tasks.task import Task
 from colever.types import Weights
@@ -161,6 +161,20 @@ def test_trained_tokens_are_the_sampled_ones(engine, tmp_path):
     pull = improve(engine, tmp_path, settings(updates=3))
     assert max(v for _, v in pull.metrics["logprob_gap"]) < 1e-4
     assert pull.notes["alarms"] == []
+
+
+def test_the_importance_ratio_of_the_engines_own_samples_is_one(engine, tmp_path):
+    pull = improve(engine, tmp_path / "on", settings(updates=2, importance_correction="on"))
+    assert [v for _, v in pull.metrics["importance_ratio"]] == pytest.approx([1, 1], abs=1e-4)
+    engine.load(Weights())
+    assert "importance_ratio" not in improve(engine, tmp_path / "auto", settings(updates=1)).metrics
+
+
+def test_gspo_reaches_trl_with_its_narrow_bounds(tmp_path):
+    how = settings(loss="grpo", importance_sampling_level="sequence")
+    told = trainer_settings(how, make_task(), 0, correct=False).arguments(tmp_path, torch.device("cpu"))
+    assert (told.loss_type, told.importance_sampling_level) == ("grpo", "sequence")
+    assert (told.epsilon, told.epsilon_high) == (3e-4, 4e-4)
 
 
 @pytest.mark.parametrize("peft", ["none", "lora"])
