@@ -39,8 +39,9 @@ class PromptSettings(Settings):
 
 
 class WeightSettings(Settings):
-    """One pull of the weight lever: GRPO on the whole program."""
+    """One pull of the weight lever: GRPO on the whole program, or likelihood of its best rollouts."""
 
+    way: Literal["grpo", "rejection"] = "grpo"  # rejection: train on each group's best rollouts (a warm start)
     updates: int = Field(default=40, ge=1)
     examples_per_update: int = Field(default=16, ge=1)
     group_size: int = Field(default=8, ge=2)
@@ -58,6 +59,10 @@ class WeightSettings(Settings):
     peft: Literal["none", "lora"] = "none"
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=64, ge=1)
+    curriculum: bool = False  # rather draw examples whose last groups were not constant
+    validation: int = Field(default=0, ge=0)  # train examples held out to stop early by; 0: none
+    validate_every: int = Field(default=10, ge=1)  # updates between looks at them
+    patience: int = Field(default=2, ge=1)  # looks without a better score after which the pull stops
     empty_updates: int = Field(default=8, ge=1)  # updates in a row with nothing to learn after which the pull stops
     batch_tokens: int = Field(default=4096, ge=64)  # tokens computed per forward and backward pass
     save_every: int = Field(default=10, ge=1)  # updates between checkpoints, from which a killed pull goes on

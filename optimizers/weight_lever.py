@@ -24,13 +24,15 @@ from colever.config import WeightSettings
 from colever.engines.calls import stable_seed
 from colever.engines.lm import engine_lm
 from colever.errors import LeverError
+from colever.optimizers import curriculum
 from colever.optimizers.checkpoint import last_checkpoint
+from colever.optimizers.early_stop import EarlyStop
 from colever.optimizers.evaluate import metered
 from colever.optimizers.lever import Progress, Pull
 from colever.optimizers.trajectories import TrainingBatch, training_batch
 from colever.pipelines.prompts import apply_prompts
 from colever.pipelines.rollout import run_rollouts
-from colever.types import Candidate, Cost, LeverName, Weights, digest_of
+from colever.types import Candidate, Cost, LeverName, Rollout, Weights, digest_of
 
 if TYPE_CHECKING:
     import dspy
@@ -70,7 +72,9 @@ class WeightLever:
         from colever.optimizers.importance import corrects
 
         s = self.settings
-        pull = _Pull(s, task, candidate, engine, budget.slice(), seed, progress)
+        pull = _Pull(
+            s, task, candidate, engine, budget.slice(), seed, progress, EarlyStop(workdir / "best", s.patience)
+        )
         folder = workdir / "training"
         found = last_checkpoint(folder)
         if found is not None and found[1].get("identity") != pull.identity:
@@ -87,11 +91,12 @@ class WeightLever:
                 pull.remember,
                 engine.touched,
             )
-            pull.trainer = trainer
+            pull.trainer, pull.model = trainer, model
             try:
                 if found is not None:
                     pull.recall(found[1])
                 trainer.run(found[0] if found is not None else None)
+                pull.end()
             finally:
                 trainer.release()
             weights = save_weights(model, engine, candidate.weights, s, workdir / "weights")
@@ -109,15 +114,18 @@ class _Pull:
     budget: Budget  # its own slice: what this pull spent, work before a kill included
     seed: int
     progress: Progress
+    early: EarlyStop
     trainer: Any = None
+    model: Any = None
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     empty: int = 0  # updates in a row without anything to train on
     last: TrainingBatch | None = None
     stopped: str = ""
+    spent: dict[str, bool] = field(default_factory=dict)  # examples whose last groups were constant
     charged: tuple[int, float] = (0, 0.0)  # trained tokens and FLOPs of the trainer that the budget knows of
 
     def __post_init__(self) -> None:
-        self.examples = self.task.examples("train")
+        self.examples, self.held_out = hold_out(self.task.examples("train"), self.settings.validation, self.seed)
         self.program = apply_prompts(self.task.program(), self.candidate.prompts)
         s = self.settings
         self.lm = engine_lm(self.engine, temperature=s.temperature, max_tokens=self.task.max_tokens)
@@ -125,26 +133,63 @@ class _Pull:
 
     def sample(self, update: int) -> TrainingBatch | None:
         """The rows of an update, from rollouts under the weights as they are; None if nothing is left to learn."""
+        s = self.settings
+        if self.held_out and update % s.validate_every == 0 and not self.stopped:
+            self._look(update)
         if self.stopped:
             return None
-        s = self.settings
-        examples = choose_examples(self.examples, s.examples_per_update, self.seed, update)
-        with metered(self.engine, len(examples) * s.group_size, self.budget):
-            rollouts = run_rollouts(
+        if s.curriculum:
+            examples = curriculum.by_signal(self.examples, s.examples_per_update, self.seed, update, self.spent)
+        else:
+            examples = curriculum.in_turn(self.examples, s.examples_per_update, self.seed, update)
+        rollouts = self._roll(examples, s.group_size, s.temperature, stable_seed(self.seed, "update", update))
+        self.last = training_batch(
+            rollouts,
+            version=self.engine.version,
+            grouping=s.grouping,
+            scaling=s.scale_rewards,
+            signal="best" if s.way == "rejection" else "advantage",
+        )
+        curriculum.remember(self.spent, (name for name, _ in examples), (row.group[0] for row in self.last.rows))
+        self._check_signal(update, self.last)
+        return self.last
+
+    def _roll(
+        self, examples: Sequence[tuple[str, dspy.Example]], samples: int, temperature: float, seed: int
+    ) -> list[Rollout]:
+        with metered(self.engine, len(examples) * samples, self.budget):
+            return run_rollouts(
                 self.program,
                 examples,
                 lm=self.lm,
                 score=self.task.score,
                 fail=self.task.fail,
-                samples=s.group_size,
-                temperature=s.temperature,
+                samples=samples,
+                temperature=temperature,
                 max_tokens=self.task.max_tokens,
-                seed=stable_seed(self.seed, "update", update),
+                seed=seed,
                 split="train",
             )
-        self.last = training_batch(rollouts, version=self.engine.version, grouping=s.grouping, scaling=s.scale_rewards)
-        self._check_signal(update, self.last)
-        return self.last
+
+    def _look(self, update: int) -> None:
+        """Score the held-out examples as an evaluation would, under the weights as they are."""
+        seed = stable_seed(self.seed, "validation")
+        rollouts = self._roll(self.held_out, 1, self.task.temperature, seed)
+        scores = [r.score.total for r in rollouts if r.score is not None]
+        if self.early.look(update, sum(scores) / max(1, len(scores)), self.model):
+            self.stopped = (
+                f"no better score on {len(self.held_out)} held-out examples since update {self.early.best_update}"
+            )
+
+    def end(self) -> None:
+        """After the last update: a last look, and the best weights back."""
+        if not self.held_out:
+            return
+        done = len(self.curves.get("reward", []))
+        if not self.stopped:
+            self._look(done)
+        self.early.restore(self.model)
+        self.engine.touched()
 
     def _check_signal(self, update: int, batch: TrainingBatch) -> None:
         self.empty = 0 if batch.rows else self.empty + 1
@@ -196,12 +241,16 @@ class _Pull:
             "spent": dataclasses.asdict(self.budget.spent),
             "empty": self.empty,
             "stopped": self.stopped,
+            "spent_examples": self.spent,
+            "early": self.early.to_json(),
         }
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Go on from what ``remember`` gave: the work before a kill is charged as if done now."""
         self.curves = {name: [(int(u), float(v)) for u, v in curve] for name, curve in memory["curves"].items()}
         self.empty, self.stopped = int(memory["empty"]), str(memory["stopped"])
+        self.spent = dict(memory["spent_examples"])
+        self.early.recall(memory["early"])
         self.budget.charge(Cost(**memory["spent"]))
 
     def notes(self) -> dict[str, Any]:
@@ -219,19 +268,20 @@ class _Pull:
             "logprob_gap": gap,
             "stopped": self.stopped,
             "alarms": alarms,
+            **({"best_update": self.early.best_update, "validation": self.early.curve} if self.held_out else {}),
         }
 
 
-def choose_examples(
-    examples: Sequence[tuple[str, dspy.Example]], count: int, seed: int, update: int
-) -> list[tuple[str, dspy.Example]]:
-    """The examples of an update: ``count`` of a shuffled epoch, none twice; a function of seed and update alone."""
-    if not examples:
-        raise LeverError("weights: the train split is empty")
-    count = min(count, len(examples))
-    epoch, place = divmod(update, len(examples) // count)
-    order = np.random.Generator(np.random.Philox(key=stable_seed(seed, "epoch", epoch))).permutation(len(examples))
-    return [examples[i] for i in order[place * count : (place + 1) * count]]
+def hold_out(
+    examples: Sequence[tuple[str, dspy.Example]], count: int, seed: int
+) -> tuple[list[tuple[str, dspy.Example]], list[tuple[str, dspy.Example]]]:
+    """The examples to train on, and ``count`` drawn by ``seed`` to stop early by."""
+    if count >= len(examples) > 0:
+        raise LeverError(f"weights.validation={count}: train has {len(examples)} examples, so that none is left")
+    order = np.random.Generator(np.random.Philox(key=stable_seed(seed, "validation"))).permutation(len(examples))
+    held = set(order[:count].tolist())
+    kept = [example for i, example in enumerate(examples) if i not in held]
+    return kept, [example for i, example in enumerate(examples) if i in held]
 
 
 @contextmanager
