@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from colever.errors import LeverError
+from colever.optimizers.processes import Team
 
 NEVER = -1.0  # below any score
 
@@ -67,6 +68,8 @@ class EarlyStop:
     def _save(self, model: Any) -> None:
         from safetensors.torch import save_file
 
+        if not Team.current().main:
+            return
         fresh = self._file.with_suffix(".tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from colever.optimizers.grpo_settings import GrpoSettings, rate
 from colever.optimizers.importance import truncated_ratio
 from colever.optimizers.prefix_layout import branch_work, build_layout, row_work
 from colever.optimizers.prefix_tree import prefix_tree
+from colever.optimizers.processes import Team
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
 
 PER_ROW = frozenset({"grpo", "dr_grpo"})  # losses that divide by the number of rows
@@ -118,25 +120,57 @@ class ProgramTrainer(GRPOTrainer):
         if self.settings.correct:
             self._notes["importance_ratio"] = 0.0
         tokens = sum(len(r.completion_ids) for r in batch.rows)
-        for part in parts(batch.rows, self.settings.max_tokens):
-            loss += self._train_part(model, part, batch, tokens)
+        team, flops = Team.current(), self.flops
+        with self.accelerator.no_sync(model):
+            for part in self._own_parts(batch.rows, team):
+                loss += self._train_part(model, part, batch, tokens)
+        self._join(team, model, flops)
         self._check_finite(float(loss), "loss")
         self.trained_tokens += tokens
         ended = time.monotonic()
         self._notes.update({"seconds/rollouts": sampled - started, "seconds/update": ended - sampled})
         return loss
 
+    def _own_parts(self, rows: Sequence[Row], team: Team) -> list[list[Row]]:
+        """This process's parts, equally many in each, since TRL gathers metrics in every loss.
+
+        Where there are too few, a row whose advantage and weight are 0 stands in.
+        """
+        limit = self.settings.max_tokens
+        made = list(parts(rows, limit))
+        while 0 < len(made) < min(team.size, len(rows)) and limit > 1:
+            limit //= 2
+            made = list(parts(rows, limit))
+        own = team.share(made)
+        stand_in = [[replace(row, advantage=0.0, weight=0.0)] for row in rows[:1]]
+        return own + stand_in * (math.ceil(len(made) / team.size) - len(own))
+
+    def _join(self, team: Team, model: Any, flops: float) -> None:
+        """The gradient, the notes and the FLOPs of all processes."""
+        if team.size == 1:
+            return
+        team.average_gradients(model.parameters())
+        gathered = team.gather({**self._notes, "flops": self.flops - flops})
+        self.flops = flops + sum(notes["flops"] for notes in gathered)
+        for name in self._notes:
+            join = max if name == "logprob_gap" else sum
+            self._notes[name] = join(notes[name] for notes in gathered)
+
     def _train_part(self, model: Any, rows: Sequence[Row], batch: TrainingBatch, tokens: int) -> torch.Tensor:
+        trained = any(r.weight for r in rows)
         inputs = self._tensors(rows, batch)
         count = sum(len(r.completion_ids) for r in rows)
-        share = 1.0
+        share = 1.0  # of a loss that divides by ``num_items_in_batch``, the whole batch's per process
         if self.loss_type in PER_ROW:
-            share = len(rows) / batch.total_rows
+            share = len(rows) / batch.total_rows * self.accelerator.num_processes
         elif self.loss_type in PER_TOKEN:
-            share = count / batch.total_tokens
+            share = count / batch.total_tokens * self.accelerator.num_processes
+        share = share if trained else 0.0
         loss = self.compute_loss(model, inputs) * share
         self.accelerator.backward(loss)
         assert self._entropies is not None
+        if not trained:
+            return loss.detach()
         mean = float((self._entropies * inputs["completion_mask"]).sum()) / max(count, 1)
         self._notes["entropy"] += mean * count / tokens
         if "ratio" in inputs:
@@ -289,7 +323,9 @@ class ProgramTrainer(GRPOTrainer):
         try:
             super()._save_checkpoint(model, trial)
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            seal_checkpoint(folder, self._remember())
+            team, memory = Team.current(), self._remember()
+            team.gather(None)  # every process's random state is written
+            team.by_main(lambda: seal_checkpoint(folder, memory))
         except OSError as error:
             raise LeverError(f"the checkpoint of update {self.state.global_step} cannot be written: {error}") from error
 

@@ -29,6 +29,7 @@ from colever.optimizers.checkpoint import last_checkpoint
 from colever.optimizers.early_stop import EarlyStop
 from colever.optimizers.evaluate import metered
 from colever.optimizers.lever import Progress, Pull
+from colever.optimizers.processes import Team
 from colever.optimizers.trajectories import TrainingBatch, training_batch
 from colever.pipelines.prompts import apply_prompts
 from colever.pipelines.rollout import run_rollouts
@@ -78,7 +79,7 @@ class WeightLever:
         folder = workdir / "training"
         found = last_checkpoint(folder)
         if found is not None and found[1].get("identity") != pull.identity:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             found = None
         with trainable(engine, candidate.weights, s, seed) as model:
             trainer = ProgramTrainer(
@@ -99,7 +100,9 @@ class WeightLever:
                 pull.end()
             finally:
                 trainer.release()
-            weights = save_weights(model, engine, candidate.weights, s, workdir / "weights")
+            weights = Team.current().by_main(
+                lambda: save_weights(model, engine, candidate.weights, s, workdir / "weights")
+            )
         return Pull(dataclasses.replace(candidate, weights=weights), pull.curves, pull.notes())
 
 
@@ -157,19 +160,32 @@ class _Pull:
     def _roll(
         self, examples: Sequence[tuple[str, dspy.Example]], samples: int, temperature: float, seed: int
     ) -> list[Rollout]:
-        with metered(self.engine, len(examples) * samples, self.budget):
-            return run_rollouts(
-                self.program,
-                examples,
-                lm=self.lm,
-                score=self.task.score,
-                fail=self.task.fail,
-                samples=samples,
-                temperature=temperature,
-                max_tokens=self.task.max_tokens,
-                seed=seed,
-                split="train",
-            )
+        """Rollouts of all processes, example by example, and their cost on the ledger of each."""
+        self.budget.reserve(rollouts=len(examples) * samples)
+        team = Team.current()
+        share = team.share(examples)
+
+        def work() -> tuple[list[Rollout], Cost]:
+            with metered(self.engine, len(share) * samples) as meter:
+                rollouts = run_rollouts(
+                    self.program,
+                    share,
+                    lm=self.lm,
+                    score=self.task.score,
+                    fail=self.task.fail,
+                    samples=samples,
+                    temperature=temperature,
+                    max_tokens=self.task.max_tokens,
+                    seed=seed,
+                    split="train",
+                )
+            return rollouts, meter.cost
+
+        done = team.together(work)
+        cost = sum((c for _, c in done), Cost())
+        self.budget.charge(dataclasses.replace(cost, seconds=max(c.seconds for _, c in done)))
+        place = {name: i for i, (name, _) in enumerate(examples)}
+        return sorted((r for rollouts, _ in done for r in rollouts), key=lambda r: (place[r.example_id], r.sample))
 
     def _look(self, update: int) -> None:
         """Score the held-out examples as an evaluation would, under the weights as they are."""
@@ -188,6 +204,7 @@ class _Pull:
         done = len(self.curves.get("reward", []))
         if not self.stopped:
             self._look(done)
+        Team.current().gather(None)  # the best weights are written
         self.early.restore(self.model)
         self.engine.touched()
 
