@@ -52,8 +52,9 @@ class PromptSettings(Settings):
 
 
 class WeightSettings(Settings):
-    """One pull of the weight lever: GRPO on the whole program."""
+    """One pull of the weight lever: GRPO on the whole program, or likelihood of its best rollouts."""
 
+    way: Literal["grpo", "rejection"] = _setting("grpo", "rejection trains on each group's best rollouts: a warm start")
     updates: int = _setting(40, "updates of the weights", ge=1)
     examples_per_update: int = _setting(16, "train examples in an update", ge=1)
     group_size: int = _setting(8, "rollouts of an example, whose rewards are compared", ge=2)
@@ -63,12 +64,18 @@ class WeightSettings(Settings):
     temperature: float = _setting(1.0, "of sampling in training", gt=0, le=2)
     beta: float = _setting(0.0, "KL penalty against the study's base model", ge=0)
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = _setting("dapo", "TRL's loss of that name")
+    importance_sampling_level: Literal["token", "sequence"] = _setting("token", "sequence with loss grpo is GSPO")
+    importance_correction: Literal["auto", "on", "off"] = _setting("auto", "where sampler and trainer may differ")
     scale_rewards: Literal["group", "batch", "none"] = _setting("group", "whose spread divides the advantages")
     grouping: Literal["predictor", "trajectory"] = _setting("predictor", "what is compared: calls, or whole rollouts")
     max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm", gt=0)
     peft: Literal["none", "lora"] = _setting("none", "none trains all weights, lora an adapter")
     lora_rank: int = _setting(16, "of the adapter", ge=1)
     lora_alpha: int = _setting(64, "the adapter is scaled by alpha / rank", ge=1)
+    curriculum: bool = _setting(False, "rather draw examples whose last groups were not constant")
+    validation: int = _setting(0, "train examples held out to stop early by; 0 = none", ge=0)
+    validate_every: int = _setting(10, "updates between looks at them", ge=1)
+    patience: int = _setting(2, "looks without a better score after which the pull stops", ge=1)
     empty_updates: int = _setting(8, "updates in a row with nothing to learn after which the pull stops", ge=1)
     batch_tokens: int = _setting(4096, "tokens computed per forward and backward pass", ge=64)
     save_every: int = _setting(10, "updates between checkpoints, from which a killed pull goes on", ge=1)

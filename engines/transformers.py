@@ -35,6 +35,8 @@ class TransformersEngine:
     Raises UsageError if the model, device or dtype cannot be used.
     """
 
+    trains_in_place = True  # the weight lever trains ``model`` itself: no copy of it samples
+
     def __init__(
         self,
         model: str | Path,

@@ -4,9 +4,10 @@ Knows rows of token ids with advantages; knows nothing of tasks, programs or bud
 
 - ``training_step``: an update's rows come from a callback (TRL wants one row per requested generation), and are
   split into parts of at most ``max_tokens`` computed tokens whose losses add up to the loss of the whole;
-- ``_get_per_token_logps_and_entropies``: log-probabilities with every distinct prompt computed once, where that is
+- ``_get_per_token_logps_and_entropies``: log-probabilities with every shared prompt token computed once, where that is
   less work than TRL's padded rows;
-- ``_compute_loss``: TRL's, then the greatest difference between its log-probabilities and the sampler's is noted;
+- ``_compute_loss``: TRL's, with its per-token advantages weighed by importance ratios where sampler and trainer may
+  differ; the greatest difference between its log-probabilities and the sampler's is noted;
 - data loader, learning-rate schedule (a warm-up does not begin at 0), checkpoint folder, model card, telemetry.
 
 An update without rows changes nothing: no gradient, no optimizer state.
@@ -18,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,10 @@ from colever.errors import LeverError
 from colever.optimizers import shared_prefix
 from colever.optimizers.checkpoint import seal_checkpoint
 from colever.optimizers.grpo_settings import GrpoSettings, rate
-from colever.optimizers.prefix_layout import branch_work, build_layout, group_rows, row_work
+from colever.optimizers.importance import truncated_ratio
+from colever.optimizers.prefix_layout import branch_work, build_layout, row_work
+from colever.optimizers.prefix_tree import prefix_tree
+from colever.optimizers.processes import Team
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
 
 PER_ROW = frozenset({"grpo", "dr_grpo"})  # losses that divide by the number of rows
@@ -67,6 +72,7 @@ class ProgramTrainer(GRPOTrainer):
         self.flops = 0.0  # counted, of every update so far in this process
         self.trained_tokens = 0
         self._sample, self._after_update, self._remember = sample, after_update, remember
+        self._inputs: dict[str, Any] = {}  # of the loss that is being computed
         self._logps: torch.Tensor | None = None
         self._entropies: torch.Tensor | None = None
         self._notes: Metrics = {}
@@ -111,28 +117,64 @@ class ProgramTrainer(GRPOTrainer):
         self._step += 1
         loss = torch.zeros((), device=self.accelerator.device)
         self._notes = {"entropy": 0.0, "logprob_gap": 0.0}
+        if self.settings.correct:
+            self._notes["importance_ratio"] = 0.0
         tokens = sum(len(r.completion_ids) for r in batch.rows)
-        for part in parts(batch.rows, self.settings.max_tokens):
-            loss += self._train_part(model, part, batch, tokens)
+        team, flops = Team.current(), self.flops
+        with self.accelerator.no_sync(model):
+            for part in self._own_parts(batch.rows, team):
+                loss += self._train_part(model, part, batch, tokens)
+        self._join(team, model, flops)
         self._check_finite(float(loss), "loss")
         self.trained_tokens += tokens
         ended = time.monotonic()
         self._notes.update({"seconds/rollouts": sampled - started, "seconds/update": ended - sampled})
         return loss
 
+    def _own_parts(self, rows: Sequence[Row], team: Team) -> list[list[Row]]:
+        """This process's parts, equally many in each, since TRL gathers metrics in every loss.
+
+        Where there are too few, a row whose advantage and weight are 0 stands in.
+        """
+        limit = self.settings.max_tokens
+        made = list(parts(rows, limit))
+        while 0 < len(made) < min(team.size, len(rows)) and limit > 1:
+            limit //= 2
+            made = list(parts(rows, limit))
+        own = team.share(made)
+        stand_in = [[replace(row, advantage=0.0, weight=0.0)] for row in rows[:1]]
+        return own + stand_in * (math.ceil(len(made) / team.size) - len(own))
+
+    def _join(self, team: Team, model: Any, flops: float) -> None:
+        """The gradient, the notes and the FLOPs of all processes."""
+        if team.size == 1:
+            return
+        team.average_gradients(model.parameters())
+        gathered = team.gather({**self._notes, "flops": self.flops - flops})
+        self.flops = flops + sum(notes["flops"] for notes in gathered)
+        for name in self._notes:
+            join = max if name == "logprob_gap" else sum
+            self._notes[name] = join(notes[name] for notes in gathered)
+
     def _train_part(self, model: Any, rows: Sequence[Row], batch: TrainingBatch, tokens: int) -> torch.Tensor:
+        trained = any(r.weight for r in rows)
         inputs = self._tensors(rows, batch)
         count = sum(len(r.completion_ids) for r in rows)
-        share = 1.0
+        share = 1.0  # of a loss that divides by ``num_items_in_batch``, the whole batch's per process
         if self.loss_type in PER_ROW:
-            share = len(rows) / batch.total_rows
+            share = len(rows) / batch.total_rows * self.accelerator.num_processes
         elif self.loss_type in PER_TOKEN:
-            share = count / batch.total_tokens
+            share = count / batch.total_tokens * self.accelerator.num_processes
+        share = share if trained else 0.0
         loss = self.compute_loss(model, inputs) * share
         self.accelerator.backward(loss)
         assert self._entropies is not None
+        if not trained:
+            return loss.detach()
         mean = float((self._entropies * inputs["completion_mask"]).sum()) / max(count, 1)
         self._notes["entropy"] += mean * count / tokens
+        if "ratio" in inputs:
+            self._notes["importance_ratio"] += float((inputs["ratio"] * inputs["completion_mask"]).sum()) / tokens
         return loss.detach()
 
     def _tensors(self, rows: Sequence[Row], batch: TrainingBatch) -> dict[str, torch.Tensor]:
@@ -168,6 +210,7 @@ class ProgramTrainer(GRPOTrainer):
             return self._get_per_token_logps_and_entropies(self.model, ids, mask, width)[0]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self._inputs = inputs
         loss = super()._compute_loss(model, inputs)
         if "sampled" in inputs and self._logps is not None:
             gap = ((self._logps - inputs["sampled"]).abs() * inputs["completion_mask"]).max()
@@ -183,8 +226,8 @@ class ProgramTrainer(GRPOTrainer):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        groups = group_rows(input_ids, attention_mask, logits_to_keep)
-        shared, padded = branch_work(groups), row_work(groups)
+        tree = prefix_tree(input_ids, attention_mask, logits_to_keep)
+        shared, padded = branch_work(tree), row_work(tree.groups)
         flops = [self._shape.flops(w.tokens, w.pairs, w.heads) for w in (shared, padded)]
         branches = self._branches and flops[0] <= flops[1]
         self._count(flops[0 if branches else 1])
@@ -193,7 +236,7 @@ class ProgramTrainer(GRPOTrainer):
                 model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
             )
         else:
-            layout = build_layout(input_ids, attention_mask, logits_to_keep, groups)
+            layout = build_layout(input_ids, attention_mask, logits_to_keep, tree)
             with self.accelerator.autocast():
                 logp_N, entropy_N = model(branches=layout)
             size = (input_ids.shape[0], logits_to_keep)
@@ -205,7 +248,19 @@ class ProgramTrainer(GRPOTrainer):
         if torch.is_grad_enabled():
             self._logps = logps.detach()
             self._entropies = None if entropies is None else entropies.detach()
+            if self.settings.correct:
+                self._correct(self._inputs)
         return logps, entropies, aux
+
+    def _correct(self, inputs: dict[str, Any]) -> None:
+        """Weigh the advantages, which TRL reads after its log-probabilities: (B,) → (B, C).
+
+        Every loss is linear in a factor that is not negative, so this is TRL's product of loss and ratio, whose own
+        branch asks for a vLLM server; the KL penalty stays out of it in both.
+        """
+        assert self._logps is not None
+        inputs["ratio"] = truncated_ratio(self._logps, inputs["sampled"], inputs["completion_mask"])
+        inputs["advantages"] = inputs["advantages"][:, None] * inputs["ratio"]
 
     def _count(self, forward: float) -> None:
         """A forward pass, and behind one with gradients a backward pass: twice that, once under LoRA."""
@@ -268,7 +323,9 @@ class ProgramTrainer(GRPOTrainer):
         try:
             super()._save_checkpoint(model, trial)
             folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            seal_checkpoint(folder, self._remember())
+            team, memory = Team.current(), self._remember()
+            team.gather(None)  # every process's random state is written
+            team.by_main(lambda: seal_checkpoint(folder, memory))
         except OSError as error:
             raise LeverError(f"the checkpoint of update {self.state.global_step} cannot be written: {error}") from error
 

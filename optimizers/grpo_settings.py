@@ -27,6 +27,8 @@ class GrpoSettings:
     save_every: int
     seed: int
     share_prefixes: bool = True
+    level: str = "token"  # of importance ratios: token | sequence
+    correct: bool = False  # weigh tokens by the trainer's over the sampler's probability
 
     def arguments(self, folder: Path, device: torch.device) -> GRPOConfig:
         """TRL's configuration; checkpoints go to ``folder``."""
@@ -41,7 +43,8 @@ class GrpoSettings:
             temperature=self.temperature,
             beta=self.beta,
             loss_type=self.loss,
-            epsilon_high=5.0 if self.loss == "cispo" else None,  # cispo's is a bound on the ratio itself
+            importance_sampling_level=self.level,
+            **self._bounds(),
             scale_rewards="none",  # advantages come scaled
             disable_dropout=True,
             gradient_checkpointing=False,
@@ -57,6 +60,14 @@ class GrpoSettings:
             disable_tqdm=True,
             seed=self.seed % 2**32,
         )
+
+    def _bounds(self) -> dict[str, float]:
+        """Of the ratio to the policy that sampled: cispo's is on the ratio itself, a sequence's is much narrower."""
+        if self.loss == "cispo":
+            return {"epsilon_high": 5.0}  # ScaleRL, arXiv:2510.13786
+        if self.level == "sequence":
+            return {"epsilon": 3e-4, "epsilon_high": 4e-4}  # GSPO, arXiv:2507.18071, section 5.1
+        return {}
 
 
 def rate(update: int, updates: int, warmup: int, schedule: str) -> float:

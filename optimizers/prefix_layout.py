@@ -1,15 +1,15 @@
-"""Where the tokens of a batch lie so that every distinct prompt is computed once, and what that saves.
+"""Where the tokens of a batch lie so that every shared prompt token is computed once, and what that saves.
 
-Knows token tensors; knows nothing of models, rewards or losses.
+Knows a tree of prompts and token tensors; knows nothing of models, rewards or losses.
 
-A *trunk* is a distinct prompt without its last token. A *branch* is one row's last prompt token followed by its
-completion without its last token, so a branch has one position per completion token, and each position predicts
-exactly one. Trunks and branches lie in one packed row without padding (embeddings, norms, projections and MLPs see no
-padded token); attention alone gathers them into *blocks* of similar lengths, where a trunk attends to itself and a
-branch to its trunk and itself. Positions restart at the trunk's end in every branch.
+A *branch* is one row's last prompt token followed by its completion without its last token, so a branch has one
+position per completion token, and each position predicts exactly one. Segments (see ``prefix_tree``) and branches
+lie in one packed row without padding (embeddings, norms, projections and MLPs see no padded token); attention alone
+gathers them into *blocks* of similar lengths, where each sees its *path*, the segments above it, and itself. Positions
+are those in the row's own prompt and completion.
 
-Shapes: T packed tokens, B rows of a batch, P prompt positions, C completion positions, N completion tokens; in a block
-R branches and U trunks; S attention slots of all blocks, padding included.
+Shapes: T packed tokens, N completion tokens, B rows of a batch; in a block R segments or branches of at most C
+positions under U paths of at most P; S attention slots of all blocks, padding included.
 
 Departure from "one row with a block-diagonal mask": a dense mask over a prompt and its G completions costs
 (P + G·C)² attention and loses where completions are long; here attention costs P² / 2 + G·C·(P + C).
@@ -17,42 +17,42 @@ Departure from "one row with a block-diagonal mask": a dense mask over a prompt 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-PADDING = 1.25  # a block takes in a trunk or branch as long as padded attention costs at most this factor
+from colever.optimizers.prefix_tree import Group, PrefixTree, prefix_tree
+
+PADDING = 1.25  # a block takes in a family as long as padded attention costs at most this factor
 
 
 @dataclass(frozen=True)
 class Block:
-    """A padded part of the attention: U trunks of at most P positions, R branches of at most C."""
+    """A padded part of the attention: R rows (segments or branches) of at most C positions, U paths of at most P."""
 
-    trunks: int
-    trunk_width: int
     rows: int
     row_width: int
-    parent_R: torch.Tensor  # the trunk of each branch
-    trunk_length_R: torch.Tensor  # of that trunk
-    equal: int  # branches per trunk where they are equal in number and in order, else 0
-    full: bool  # every trunk of the block is as wide as the block
+    paths: int
+    path_width: int
+    path_UP: torch.Tensor  # packed positions, flattened; 0 where a path is padded
+    path_R: torch.Tensor  # the path of each row
+    path_length_R: torch.Tensor
+    equal: int  # rows per path where they are equal in number and in order, else 0
+    full: bool  # every path of the block is as wide as the block
     masks: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)
 
     @property
-    def trunk_slots(self) -> int:
-        return self.trunks * self.trunk_width
-
-    @property
     def slots(self) -> int:
-        return self.trunk_slots + self.rows * self.row_width
+        return self.rows * self.row_width
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """(R or 1, 1, C, P + C), additive: own trunk without its padding, then own branch causally."""
+        """(R or 1, 1, C, P + C), additive: own path without its padding, then itself causally."""
         if dtype not in self.masks:
-            device, C, P = self.parent_R.device, self.row_width, self.trunk_width
+            device, C, P = self.path_R.device, self.row_width, self.path_width
             own = torch.ones(C, C, dtype=torch.bool, device=device).tril()
-            lengths = self.trunk_length_R[:1] if self.full else self.trunk_length_R
+            lengths = self.path_length_R[:1] if self.full else self.path_length_R
             above = torch.arange(P, device=device)[None, :] < lengths[:, None]
             seen = torch.cat([above[:, None, :].expand(-1, C, -1), own.expand(len(lengths), -1, -1)], -1)
             self.masks[dtype] = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(
@@ -73,7 +73,7 @@ class Layout:
     keep_S: torch.Tensor | None  # 0 at padded slots; None: no padding
     branch_N: torch.Tensor  # packed position that predicts each completion token
     label_N: torch.Tensor  # that completion token
-    target_N: torch.Tensor  # where its log-probability goes in the flattened (B, C)
+    target_N: torch.Tensor  # where its log-probability goes in the flattened (B, completion width)
 
     @property
     def tokens(self) -> int:
@@ -81,84 +81,133 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Rows that share one prompt: indices of the rows, the prompt's length, each completion's length."""
+class _Item:
+    """A segment, or the branch of a row: ``length`` tokens of row ``row`` from position ``start`` on."""
 
-    rows: tuple[int, ...]
-    prompt: int
-    completions: tuple[int, ...]
+    row: int
+    start: int
+    length: int
+    segment: int = -1  # -1: a branch
+
+
+@dataclass(frozen=True)
+class _Family:
+    """The segments, or the branches, right below one segment: they see the same path."""
+
+    parent: int
+    items: tuple[_Item, ...]
 
     @property
-    def tokens(self) -> int:
-        return self.prompt - 1 + sum(self.completions)
+    def path(self) -> int:
+        return self.items[0].start
 
     @property
     def widest(self) -> int:
-        return max(self.completions)
-
-
-def group_rows(input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_width: int) -> list[Group]:
-    """Rows of (B, P + C) left-padded prompts and right-padded completions, grouped by equal prompts."""
-    split = input_ids.shape[1] - completion_width
-    ids, mask = input_ids.cpu().numpy(), attention_mask.cpu().numpy()
-    lengths = mask[:, :split].sum(1), mask[:, split:].sum(1)
-    rows: dict[bytes, list[int]] = {}
-    for row, length in enumerate(lengths[0]):
-        rows.setdefault(ids[row, split - length : split].tobytes(), []).append(row)
-    return [
-        Group(tuple(members), int(lengths[0][members[0]]), tuple(int(lengths[1][m]) for m in members))
-        for members in rows.values()
-    ]
+        return max(item.length for item in self.items)
 
 
 def build_layout(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_width: int, groups: Sequence[Group] | None = None
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_width: int, tree: PrefixTree | None = None
 ) -> Layout:
     """The layout of a batch as TRL pads it: prompts left, completions right. Every row has a prompt token."""
-    groups = group_rows(input_ids, attention_mask, completion_width) if groups is None else groups
-    kept = [_without_empty(g) for g in groups if any(g.completions)]
-    split, device = input_ids.shape[1] - completion_width, input_ids.device
-    packed, positions, labels, targets, branch, slots, blocks = [], [], [], [], [], [], []
+    tree = prefix_tree(input_ids, attention_mask, completion_width) if tree is None else tree
+    width, device = input_ids.shape[1], input_ids.device
+    split = width - completion_width
+    prompt_B = attention_mask[:, :split].sum(1).tolist()
+    blocks = list(_blocks(_families(tree)))
+    begins = _segment_begins(blocks)
+    packed, positions, slots, branch, labels, targets, made = [], [], [], [], [], [], []
     at = 0
-    for block in _blocks(kept):
-        P, C = max(g.prompt - 1 for g in block), max(g.widest for g in block)
-        parents, above = [], []
-        for number, g in enumerate(block):
-            packed.append(torch.arange(split - g.prompt, split - 1) + g.rows[0] * input_ids.shape[1])
-            positions.append(torch.arange(g.prompt - 1))
-            slots.append(_padded(at, g.prompt - 1, P))
-            at += g.prompt - 1
-            parents += [number] * len(g.rows)
-            above += [g.prompt - 1] * len(g.rows)
-        for g in block:
-            for row, length in zip(g.rows, g.completions, strict=True):
-                start = split - 1 + row * input_ids.shape[1]
-                packed.append(torch.arange(start, start + length))
-                labels.append(torch.arange(start + 1, start + 1 + length))
-                targets.append(torch.arange(length) + row * completion_width)
-                positions.append(torch.arange(g.prompt - 1, g.prompt - 1 + length))
-                branch.append(torch.arange(at, at + length))
-                slots.append(_padded(at, length, C))
-                at += length
-        blocks.append(_block(block, P, C, parents, above, device))
+    for families in blocks:
+        made.append(_block(tree, families, begins, device))
+        for item in (i for family in families for i in family.items):
+            begin = split - prompt_B[item.row] + item.start + item.row * width  # in the flattened batch
+            packed.append(torch.arange(begin, begin + item.length))
+            positions.append(torch.arange(item.start, item.start + item.length))
+            slots.append(_padded(at, item.length, made[-1].row_width))
+            if item.segment < 0:
+                branch.append(torch.arange(at, at + item.length))
+                labels.append(torch.arange(begin + 1, begin + 1 + item.length))
+                targets.append(torch.arange(item.length) + item.row * completion_width)
+            at += item.length
     flat = input_ids.reshape(-1)
-    slot_S = torch.cat(slots)
     return Layout(
         input_ids_T=flat[torch.cat(packed).to(device)],
         positions_T=torch.cat(positions).to(device),
-        blocks=tuple(blocks),
-        **_places(slot_S, at, device),
+        blocks=tuple(made),
+        **_places(torch.cat(slots), at, device),
         branch_N=torch.cat(branch).to(device),
         label_N=flat[torch.cat(labels).to(device)],
         target_N=torch.cat(targets).to(device),
     )
 
 
-def _without_empty(group: Group) -> Group:
-    if all(group.completions):
-        return group
-    some = [(r, c) for r, c in zip(group.rows, group.completions, strict=True) if c]
-    return Group(tuple(r for r, _ in some), group.prompt, tuple(c for _, c in some))
+def _families(tree: PrefixTree) -> list[_Family]:
+    segments: dict[int, list[_Item]] = {}
+    for number, s in enumerate(tree.segments):
+        segments.setdefault(s.parent, []).append(_Item(s.row, s.start, s.tokens, number))
+    branches: dict[int, list[_Item]] = {}
+    for g in tree.groups:
+        items = [_Item(row, g.prompt - 1, length) for row, length in zip(g.rows, g.completions, strict=True)]
+        branches.setdefault(g.segment, []).extend(items)
+    return [_Family(parent, tuple(items)) for kind in (segments, branches) for parent, items in kind.items()]
+
+
+def _blocks(families: Iterable[_Family]) -> Iterator[list[_Family]]:
+    """Families of similar lengths together, as long as padding adds at most ``PADDING`` to attention's cost."""
+    block: list[_Family] = []
+    exact = 0
+    for f in sorted(families, key=lambda f: (f.path, f.widest)):
+        own = _attention_cost([f])
+        if block and (
+            _attention_cost([*block, f]) > PADDING * (exact + own) + 50_000 or (not block[0].path and f.path)
+        ):
+            yield block
+            block, exact = [], 0
+        block.append(f)
+        exact += own
+    if block:
+        yield block
+
+
+def _attention_cost(families: Sequence[_Family]) -> int:
+    """Scores computed where these families are padded to one block; without a path, half are hidden and left out."""
+    P, C = max(f.path for f in families), max(f.widest for f in families)
+    return sum(len(f.items) for f in families) * (C * (P + C) if P else C * C // 2)
+
+
+def _segment_begins(blocks: Sequence[Sequence[_Family]]) -> dict[int, int]:
+    """Where each segment begins in the packed row."""
+    begins, at = dict[int, int](), 0
+    for item in (item for block in blocks for family in block for item in family.items):
+        if item.segment >= 0:
+            begins[item.segment] = at
+        at += item.length
+    return begins
+
+
+def _block(tree: PrefixTree, families: Sequence[_Family], begins: dict[int, int], device: torch.device) -> Block:
+    P, sizes = max(f.path for f in families), {len(f.items) for f in families}
+    paths = torch.zeros(len(families), P, dtype=torch.long)
+    for path, f in zip(paths, families, strict=True):
+        at = f.parent
+        while at >= 0:
+            s = tree.segments[at]
+            path[s.start : s.stop] = torch.arange(begins[at], begins[at] + s.tokens)
+            at = s.parent
+    counts = torch.tensor([len(f.items) for f in families])
+    lengths = torch.tensor([f.path for f in families])
+    return Block(
+        rows=int(counts.sum()),
+        row_width=max(f.widest for f in families),
+        paths=len(families),
+        path_width=P,
+        path_UP=paths.flatten().to(device),
+        path_R=torch.arange(len(families)).repeat_interleave(counts).to(device),
+        path_length_R=lengths.repeat_interleave(counts).to(device),
+        equal=sizes.pop() if len(sizes) == 1 else 0,
+        full=all(f.path == P for f in families),
+    )
 
 
 def _padded(start: int, length: int, width: int) -> torch.Tensor:
@@ -168,7 +217,7 @@ def _padded(start: int, length: int, width: int) -> torch.Tensor:
     return slots
 
 
-def _places(slot_S: torch.Tensor, tokens: int, device: torch.device) -> dict[str, torch.Tensor | None]:
+def _places(slot_S: torch.Tensor, tokens: int, device: torch.device) -> dict[str, Any]:
     if len(slot_S) == tokens:
         return {"slot_S": None, "place_T": None, "keep_S": None}
     real = slot_S >= 0
@@ -179,42 +228,6 @@ def _places(slot_S: torch.Tensor, tokens: int, device: torch.device) -> dict[str
         "place_T": place.to(device),
         "keep_S": real[:, None, None].to(device),
     }
-
-
-def _block(groups: list[Group], P: int, C: int, parents: list[int], above: list[int], device: torch.device) -> Block:
-    sizes = {len(g.rows) for g in groups}
-    return Block(
-        trunks=len(groups),
-        trunk_width=P,
-        rows=len(parents),
-        row_width=C,
-        parent_R=torch.tensor(parents, device=device),
-        trunk_length_R=torch.tensor(above, device=device),
-        equal=sizes.pop() if len(sizes) == 1 else 0,
-        full=all(g.prompt - 1 == P for g in groups),
-    )
-
-
-def _blocks(groups: Sequence[Group]) -> Iterator[list[Group]]:
-    """Groups of similar lengths together, as long as padding adds at most ``PADDING`` to attention's cost."""
-    block: list[Group] = []
-    exact = 0
-    for g in sorted(groups, key=lambda g: (g.prompt, g.widest)):
-        own = _attention_cost([g], g.prompt - 1, g.widest)
-        both = [*block, g]
-        padded = _attention_cost(both, g.prompt - 1, max(x.widest for x in both))
-        if block and padded > PADDING * (exact + own) + 50_000:
-            yield block
-            block, exact = [], 0
-        block.append(g)
-        exact += own
-    if block:
-        yield block
-
-
-def _attention_cost(groups: Sequence[Group], P: int, C: int) -> int:
-    """Scores computed where these groups are padded to P trunk and C branch positions."""
-    return sum(P * P // 2 + len(g.rows) * C * (P + C) for g in groups)
 
 
 # --- cost ----------------------------------------------------------------------------------------
@@ -229,10 +242,10 @@ class Work:
     heads: int
 
 
-def branch_work(groups: Sequence[Group]) -> Work:
+def branch_work(tree: PrefixTree) -> Work:
     """Of the packed layout."""
-    pairs = sum(_attention_cost(b, max(g.prompt - 1 for g in b), max(g.widest for g in b)) for b in _blocks(groups))
-    return Work(sum(g.tokens for g in groups), pairs, sum(sum(g.completions) for g in groups))
+    pairs = sum(_attention_cost(block) for block in _blocks(_families(tree)))
+    return Work(tree.tokens, pairs, sum(sum(g.completions) for g in tree.groups))
 
 
 def row_work(groups: Sequence[Group]) -> Work:

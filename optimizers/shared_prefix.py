@@ -1,9 +1,9 @@
-"""Log-probabilities of many completions with every distinct prompt computed once.
+"""Log-probabilities of many completions with every shared prompt token computed once.
 
 Knows a Hugging Face causal language model and a ``Layout``; knows nothing of rewards, losses or trainers.
 
 Shapes: T packed tokens, H heads, K key-value heads, D head dimension, N completion tokens, E hidden width, V
-vocabulary entries; in a block R branches of C positions and U trunks of P.
+vocabulary entries; in a block R rows (segments or branches) of C positions and U paths of P.
 """
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ def branch_attention(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention over a packed row, (1, H or K, T, D) each, as the layout ``branches`` says → (1, T, H, D)."""
-    qkv = [x[0].transpose(0, 1) for x in (query, key, value)]
+    packed = [x[0].transpose(0, 1) for x in (query, key, value)]
+    own = packed
     if branches.slot_S is not None:
-        qkv = [_Gather.apply(x, branches.slot_S, branches.place_T, None) for x in qkv]
+        own = [_Gather.apply(x, branches.slot_S, branches.place_T, None) for x in packed]
     outputs: list[torch.Tensor] = []
     at = 0
     for block in branches.blocks:
-        outputs += _block_attention(block, [x[at : at + block.slots] for x in qkv], scaling)
+        outputs.append(_block_attention(block, [x[at : at + block.slots] for x in own], packed[1:], scaling))
         at += block.slots
     out = torch.cat(outputs)
     if branches.slot_S is not None:
@@ -67,23 +68,26 @@ def branch_attention(
     return out[None], None
 
 
-def _block_attention(block: Block, qkv: Sequence[torch.Tensor], scaling: float | None) -> list[torch.Tensor]:
-    """Outputs (slots, H, D) of a block's trunks and of its branches."""
-    trunk = [x[: block.trunk_slots].unflatten(0, (block.trunks, block.trunk_width)).transpose(1, 2) for x in qkv]
-    query, *own = (x[block.trunk_slots :].unflatten(0, (block.rows, block.row_width)).transpose(1, 2) for x in qkv)
-    outputs = []
-    if block.trunk_width:
-        outputs.append(_sdpa(trunk[0], trunk[1], trunk[2], scaling, causal=True))
-        own = [torch.cat([_to_rows(block, above), x], 2) for above, x in zip(trunk[1:], own, strict=True)]
-    outputs.append(_sdpa(query, own[0], own[1], scaling, mask=block.mask(query.dtype)))
-    return [out.transpose(1, 2).flatten(0, 1) for out in outputs]
+def _block_attention(
+    block: Block, own: Sequence[torch.Tensor], packed: Sequence[torch.Tensor], scaling: float | None
+) -> torch.Tensor:
+    """(slots, H, D) of a block's rows, from their own queries, keys and values and the packed keys and values."""
+    query, *keys = (x.unflatten(0, (block.rows, block.row_width)).transpose(1, 2) for x in own)
+    if not block.path_width:
+        out = _sdpa(query, keys[0], keys[1], scaling, causal=True)
+    else:
+        above = [_path(block, x) for x in packed]
+        keys = [torch.cat(pair, 2) for pair in zip(above, keys, strict=True)]
+        out = _sdpa(query, keys[0], keys[1], scaling, mask=block.mask(query.dtype))
+    return out.transpose(1, 2).flatten(0, 1)
 
 
-def _to_rows(block: Block, above: torch.Tensor) -> torch.Tensor:
-    """(U, K, P, D) → (R, K, P, D): each branch's trunk."""
+def _path(block: Block, packed: torch.Tensor) -> torch.Tensor:
+    """(T, K, D) → (R, K, P, D): what each row's path holds; every path is gathered once."""
+    above = packed.index_select(0, block.path_UP).unflatten(0, (block.paths, block.path_width)).transpose(1, 2)
     if block.equal:
         return above[:, None].expand(-1, block.equal, -1, -1, -1).flatten(0, 1)
-    return above.index_select(0, block.parent_R)
+    return above.index_select(0, block.path_R)
 
 
 def _sdpa(

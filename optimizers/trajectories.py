@@ -14,6 +14,8 @@ Departures from GRPO (arXiv:2402.03300):
   counts the same however many calls it makes, and with equally many calls each every weight is 1.
 - A group without two different rewards has no gradient and is left out of the computation. Its rows and tokens still
   count in the loss's divisors, so that the gradient is the one that TRL computes with them in.
+- With ``signal="best"`` a group's best rollouts alone are rows, with advantage 1 whatever the scaling: the loss is then
+  the mean negative log-likelihood of their tokens (rejection sampling, as RAFT has it: arXiv:2304.06767).
 - Policy failures are rows like any other, with the lowest score; infrastructure failures make no row.
 """
 
@@ -29,6 +31,7 @@ from colever.types import Rollout, Step
 
 Grouping = Literal["predictor", "trajectory"]
 Scaling = Literal["group", "batch", "none"]
+Signal = Literal["advantage", "best"]
 GroupKey = tuple[str, str, int]  # example id, predictor, occurrence ("" and 0 where trajectories are grouped)
 
 SCALE_FLOOR = 1e-4
@@ -52,8 +55,9 @@ class Row:
 class TrainingBatch:
     """The rows of one update, and what was left out of it.
 
-    ``total_rows`` and ``total_tokens`` (completion tokens) count the constant groups' rows too: they are the loss's
-    divisors. ``prompts`` and such statistics are of every rollout that has a score.
+    ``total_rows`` and ``total_tokens`` (completion tokens) are the loss's divisors. They count the constant groups'
+    rows too, save where the best rollouts alone are trained on. ``reward`` and such statistics are of every rollout
+    that has a score.
     """
 
     rows: tuple[Row, ...]
@@ -74,7 +78,12 @@ class TrainingBatch:
 
 
 def training_batch(
-    rollouts: Sequence[Rollout], *, version: str, grouping: Grouping = "predictor", scaling: Scaling = "group"
+    rollouts: Sequence[Rollout],
+    *,
+    version: str,
+    grouping: Grouping = "predictor",
+    scaling: Scaling = "group",
+    signal: Signal = "advantage",
 ) -> TrainingBatch:
     """The rows of one update from its rollouts.
 
@@ -99,9 +108,12 @@ def training_batch(
             continue
         mean = sum(rewards.values()) / len(rewards)
         scale = _scale(list(rewards.values()), everything, scaling)
+        highest = max(rewards.values())
         for rollout, step in members:
             c = step.completion
             reward = rewards[id(rollout)]
+            if signal == "best" and reward < highest:
+                continue
             rows.append(
                 Row(
                     key,
@@ -110,14 +122,15 @@ def training_batch(
                     c.completion_ids,
                     c.logprobs,
                     reward,
-                    (reward - mean) / scale,
+                    1.0 if signal == "best" else (reward - mean) / scale,
                     weight_of[id(rollout)],
                 )
             )
+    counted = rows if signal == "best" else [s.completion for _, steps in kept for s in steps]
     return TrainingBatch(
         rows=tuple(rows),
-        total_rows=sum(len(steps) for _, steps in kept),
-        total_tokens=sum(len(s.completion.completion_ids) for _, steps in kept for s in steps),
+        total_rows=len(counted),
+        total_tokens=sum(len(c.completion_ids) for c in counted),
         groups=len(groups),
         constant_groups=constant,
         rollouts=len(rollouts),
@@ -164,25 +177,35 @@ def is_constant(rewards: Iterable[float]) -> bool:
 
 
 def parts(rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
-    """Rows in parts of about equal size, of at most ``max_tokens`` computed tokens (or one row), prompts together."""
+    """Rows in parts of about equal size and of at most ``max_tokens`` computed tokens (or one row)."""
     if not rows:
         return
-    ordered = sorted(rows, key=lambda r: (len(r.prompt_ids), r.prompt_ids, len(r.completion_ids)))
-    whole = sum(len(r.completion_ids) for r in rows) + sum(len(p) - 1 for p in {r.prompt_ids for r in rows})
+    ordered = sorted(rows, key=lambda r: (r.prompt_ids, len(r.completion_ids)))  # those that share a prefix together
+    fresh = [_fresh(before, row) for before, row in zip([None, *ordered], ordered, strict=False)]
+    whole = sum(len(r.completion_ids) for r in rows) + sum(fresh)
     target = whole / math.ceil(whole / max_tokens)
     part: list[Row] = []
-    size, done = 0, 0.0
-    for row in ordered:
-        new = not part or part[-1].prompt_ids != row.prompt_ids
-        cost = len(row.completion_ids) + (len(row.prompt_ids) - 1 if new else 0)
+    size = 0
+    for row, new in zip(ordered, fresh, strict=True):
+        cost = len(row.completion_ids) + new
         if part and (size + cost > max_tokens or (new and size + cost / 2 > target)):
             yield part
             part, size = [], 0
-            cost = len(row.completion_ids) + len(row.prompt_ids) - 1
+            cost = len(row.completion_ids) + _fresh(None, row)
         part.append(row)
         size += cost
-        done += cost
     yield part
+
+
+def _fresh(before: Row | None, row: Row) -> int:
+    """How many of a row's prompt tokens, its last one left out, are not those of the row before."""
+    if before is None:
+        return len(row.prompt_ids) - 1
+    if before.prompt_ids == row.prompt_ids:
+        return 0
+    pairs = zip(before.prompt_ids[:-1], row.prompt_ids[:-1], strict=False)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(before.prompt_ids), len(row.prompt_ids)) - 1)
+    return len(row.prompt_ids) - 1 - same
 
 
 def _group_key(rollout: Rollout, step: Step, grouping: Grouping) -> GroupKey:

@@ -24,13 +24,16 @@ from colever.config import WeightSettings
 from colever.engines.calls import stable_seed
 from colever.engines.lm import engine_lm
 from colever.errors import LeverError
+from colever.optimizers import curriculum
 from colever.optimizers.checkpoint import last_checkpoint
+from colever.optimizers.early_stop import EarlyStop
 from colever.optimizers.evaluate import metered
 from colever.optimizers.lever import Progress, Pull
+from colever.optimizers.processes import Team
 from colever.optimizers.trajectories import TrainingBatch, training_batch
 from colever.pipelines.prompts import apply_prompts
 from colever.pipelines.rollout import run_rollouts
-from colever.types import Candidate, Cost, LeverName, Weights, digest_of
+from colever.types import Candidate, Cost, LeverName, Rollout, Weights, digest_of
 
 if TYPE_CHECKING:
     import dspy
@@ -67,33 +70,38 @@ class WeightLever:
         The engine is left with the trained weights, or, where the pull fails, with the candidate's.
         """
         from colever.optimizers.grpo import ProgramTrainer
+        from colever.optimizers.importance import corrects
 
         s, task = self.settings, dataclasses.replace(task, gold=None)  # a lever sees the rubric only
-        pull = _Pull(s, task, candidate, engine, budget.slice(), seed, progress)
+        early = EarlyStop(workdir / "best", s.patience)
+        pull = _Pull(s, task, candidate, engine, budget.slice(), seed, progress, early)
         folder = workdir / "training"
         found = last_checkpoint(folder)
         if found is not None and found[1].get("identity") != pull.identity:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             found = None
         with trainable(engine, candidate.weights, s, seed) as model:
             trainer = ProgramTrainer(
                 model,
                 engine.tokenizer,
-                _trainer_settings(s, task, seed),
+                trainer_settings(s, task, seed, corrects(s.importance_correction, engine)),
                 folder,
                 pull.sample,
                 pull.after_update,
                 pull.remember,
                 engine.touched,
             )
-            pull.trainer = trainer
+            pull.trainer, pull.model = trainer, model
             try:
                 if found is not None:
                     pull.recall(found[1])
                 trainer.run(found[0] if found is not None else None)
+                pull.end()
             finally:
                 trainer.release()
-            weights = save_weights(model, engine, candidate.weights, s, workdir / "weights")
+            weights = Team.current().by_main(
+                lambda: save_weights(model, engine, candidate.weights, s, workdir / "weights")
+            )
         return Pull(dataclasses.replace(candidate, weights=weights), pull.curves, pull.notes())
 
 
@@ -108,15 +116,18 @@ class _Pull:
     budget: Budget  # its own slice: what this pull spent, work before a kill included
     seed: int
     progress: Progress
+    early: EarlyStop
     trainer: Any = None
+    model: Any = None
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     empty: int = 0  # updates in a row without anything to train on
     last: TrainingBatch | None = None
     stopped: str = ""
+    spent: dict[str, bool] = field(default_factory=dict)  # examples whose last groups were constant
     charged: tuple[int, float] = (0, 0.0)  # trained tokens and FLOPs of the trainer that the budget knows of
 
     def __post_init__(self) -> None:
-        self.examples = self.task.examples("train")
+        self.examples, self.held_out = hold_out(self.task.examples("train"), self.settings.validation, self.seed)
         self.program = apply_prompts(self.task.program(), self.candidate.prompts)
         s = self.settings
         self.lm = engine_lm(self.engine, temperature=s.temperature, max_tokens=self.task.max_tokens)
@@ -124,26 +135,77 @@ class _Pull:
 
     def sample(self, update: int) -> TrainingBatch | None:
         """The rows of an update, from rollouts under the weights as they are; None if nothing is left to learn."""
+        s = self.settings
+        if self.held_out and update % s.validate_every == 0 and not self.stopped:
+            self._look(update)
         if self.stopped:
             return None
-        s = self.settings
-        examples = choose_examples(self.examples, s.examples_per_update, self.seed, update)
-        with metered(self.engine, len(examples) * s.group_size, self.budget):
-            rollouts = run_rollouts(
-                self.program,
-                examples,
-                lm=self.lm,
-                score=self.task.score,
-                fail=self.task.fail,
-                samples=s.group_size,
-                temperature=s.temperature,
-                max_tokens=self.task.max_tokens,
-                seed=stable_seed(self.seed, "update", update),
-                split="train",
-            )
-        self.last = training_batch(rollouts, version=self.engine.version, grouping=s.grouping, scaling=s.scale_rewards)
+        if s.curriculum:
+            examples = curriculum.by_signal(self.examples, s.examples_per_update, self.seed, update, self.spent)
+        else:
+            examples = curriculum.in_turn(self.examples, s.examples_per_update, self.seed, update)
+        rollouts = self._roll(examples, s.group_size, s.temperature, stable_seed(self.seed, "update", update))
+        self.last = training_batch(
+            rollouts,
+            version=self.engine.version,
+            grouping=s.grouping,
+            scaling=s.scale_rewards,
+            signal="best" if s.way == "rejection" else "advantage",
+        )
+        curriculum.remember(self.spent, (name for name, _ in examples), (row.group[0] for row in self.last.rows))
         self._check_signal(update, self.last)
         return self.last
+
+    def _roll(
+        self, examples: Sequence[tuple[str, dspy.Example]], samples: int, temperature: float, seed: int
+    ) -> list[Rollout]:
+        """Rollouts of all processes, example by example, and their cost on the ledger of each."""
+        self.budget.reserve(rollouts=len(examples) * samples)
+        team = Team.current()
+        share = team.share(examples)
+
+        def work() -> tuple[list[Rollout], Cost]:
+            with metered(self.engine, len(share) * samples) as meter:
+                rollouts = run_rollouts(
+                    self.program,
+                    share,
+                    lm=self.lm,
+                    score=self.task.score,
+                    fail=self.task.fail,
+                    samples=samples,
+                    temperature=temperature,
+                    max_tokens=self.task.max_tokens,
+                    seed=seed,
+                    split="train",
+                )
+            return rollouts, meter.cost
+
+        done = team.together(work)
+        cost = sum((c for _, c in done), Cost())
+        self.budget.charge(dataclasses.replace(cost, seconds=max(c.seconds for _, c in done)))
+        place = {name: i for i, (name, _) in enumerate(examples)}
+        return sorted((r for rollouts, _ in done for r in rollouts), key=lambda r: (place[r.example_id], r.sample))
+
+    def _look(self, update: int) -> None:
+        """Score the held-out examples as an evaluation would, under the weights as they are."""
+        seed = stable_seed(self.seed, "validation")
+        rollouts = self._roll(self.held_out, 1, self.task.temperature, seed)
+        scores = [r.score.total for r in rollouts if r.score is not None]
+        if self.early.look(update, sum(scores) / max(1, len(scores)), self.model):
+            self.stopped = (
+                f"no better score on {len(self.held_out)} held-out examples since update {self.early.best_update}"
+            )
+
+    def end(self) -> None:
+        """After the last update: a last look, and the best weights back."""
+        if not self.held_out:
+            return
+        done = len(self.curves.get("reward", []))
+        if not self.stopped:
+            self._look(done)
+        Team.current().gather(None)  # the best weights are written
+        self.early.restore(self.model)
+        self.engine.touched()
 
     def _check_signal(self, update: int, batch: TrainingBatch) -> None:
         self.empty = 0 if batch.rows else self.empty + 1
@@ -195,12 +257,16 @@ class _Pull:
             "spent": dataclasses.asdict(self.budget.spent),
             "empty": self.empty,
             "stopped": self.stopped,
+            "spent_examples": self.spent,
+            "early": self.early.to_json(),
         }
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Go on from what ``remember`` gave: the work before a kill is charged as if done now."""
         self.curves = {name: [(int(u), float(v)) for u, v in curve] for name, curve in memory["curves"].items()}
         self.empty, self.stopped = int(memory["empty"]), str(memory["stopped"])
+        self.spent = dict(memory["spent_examples"])
+        self.early.recall(memory["early"])
         self.budget.charge(Cost(**memory["spent"]))
 
     def notes(self) -> dict[str, Any]:
@@ -218,19 +284,20 @@ class _Pull:
             "logprob_gap": gap,
             "stopped": self.stopped,
             "alarms": alarms,
+            **({"best_update": self.early.best_update, "validation": self.early.curve} if self.held_out else {}),
         }
 
 
-def choose_examples(
-    examples: Sequence[tuple[str, dspy.Example]], count: int, seed: int, update: int
-) -> list[tuple[str, dspy.Example]]:
-    """The examples of an update: ``count`` of a shuffled epoch, none twice; a function of seed and update alone."""
-    if not examples:
-        raise LeverError("weights: the train split is empty")
-    count = min(count, len(examples))
-    epoch, place = divmod(update, len(examples) // count)
-    order = np.random.Generator(np.random.Philox(key=stable_seed(seed, "epoch", epoch))).permutation(len(examples))
-    return [examples[i] for i in order[place * count : (place + 1) * count]]
+def hold_out(
+    examples: Sequence[tuple[str, dspy.Example]], count: int, seed: int
+) -> tuple[list[tuple[str, dspy.Example]], list[tuple[str, dspy.Example]]]:
+    """The examples to train on, and ``count`` drawn by ``seed`` to stop early by."""
+    if count >= len(examples) > 0:
+        raise LeverError(f"weights.validation={count}: train has {len(examples)} examples, so that none is left")
+    order = np.random.Generator(np.random.Philox(key=stable_seed(seed, "validation"))).permutation(len(examples))
+    held = set(order[:count].tolist())
+    kept = [example for i, example in enumerate(examples) if i not in held]
+    return kept, [example for i, example in enumerate(examples) if i in held]
 
 
 @contextmanager
@@ -302,7 +369,8 @@ def save_weights(
     return Weights("lora" if lora else "full", str(folder), digest)
 
 
-def _trainer_settings(s: WeightSettings, task: Task, seed: int) -> Any:
+def trainer_settings(s: WeightSettings, task: Task, seed: int, correct: bool) -> Any:
+    """What the trainer is told, as ``GrpoSettings``; ``correct``: importance ratios are applied."""
     from colever.optimizers.grpo_settings import GrpoSettings
 
     return GrpoSettings(
@@ -318,6 +386,8 @@ def _trainer_settings(s: WeightSettings, task: Task, seed: int) -> Any:
         max_tokens=s.batch_tokens,
         save_every=s.save_every,
         seed=seed,
+        level=s.importance_sampling_level,
+        correct=correct,
     )
 
 

@@ -58,30 +58,44 @@ def write_checkpoint(path: Path, *, seed: int = 0, hidden: int = 64, layers: int
 
 
 def write_talker(path: Path) -> Path:
-    """A checkpoint that answers a field ``answer`` with a random digit, and now and then with an unparsable ``x``.
+    """A checkpoint that answers a field ``answer`` with a random digit, and now and then with an unparsable ``x``."""
+    answer, end, digits = "[[ ## answer ## ]]", "<|im_end|>", "0123456789"
+    follows = {"\n": {answer: 0.9, "x": 0.1}, answer: dict.fromkeys(digits, 0.1), "x": {end: 1.0}}
+    return write_follower(path, follows | {digit: {end: 1.0} for digit in digits})
 
-    A Qwen3 whose blocks add nothing: the next token depends on the last one through embedding and head alone.
+
+def write_follower(
+    path: Path, follows: dict[str, dict[str, float]], words: tuple[str, ...] = (), positions: int = 2048
+) -> Path:
+    """A checkpoint in which a token alone decides what follows it, with the given probabilities.
+
+    A Qwen3 whose blocks add nothing: embedding and head are a table. ``words`` become tokens of their own.
     """
     import math
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    write_checkpoint(path)
+    write_checkpoint(path, positions=positions)
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path)
-    answer, end = tokenizer.convert_tokens_to_ids(["[[ ## answer ## ]]", "<|im_end|>"])
-    newline, x, *digits = (tokenizer.encode(c, add_special_tokens=False)[0] for c in "\nx0123456789")
-    follows = {newline: {answer: 0.9, x: 0.1}, answer: dict.fromkeys(digits, 0.1), x: {end: 1.0}}
-    follows.update({digit: {end: 1.0} for digit in digits})
+    if words:
+        tokenizer.add_tokens(list(words))
+        tokenizer.save_pretrained(path)
+        model.resize_token_embeddings(len(tokenizer))
+
+    def token(text: str) -> int:
+        (only,) = tokenizer.encode(text, add_special_tokens=False)
+        return only
+
     model.config.tie_word_embeddings = False
     embedding = torch.zeros_like(model.model.embed_tokens.weight)
     head = torch.full_like(embedding, 0.0)
-    for place, (token, after) in enumerate(follows.items()):
-        embedding[token, place] = 1.0
+    for place, (text, after) in enumerate(follows.items()):
+        embedding[token(text), place] = 1.0
         head[:, place] = -30.0 / 8  # the last norm makes the one active unit sqrt(64) = 8
         for target, probability in after.items():
-            head[target, place] = math.log(probability) / 8
+            head[token(target), place] = math.log(probability) / 8
     embedding[(embedding == 0).all(1), 60] = 1.0
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(embedding)

@@ -1,9 +1,11 @@
-"""Our trainer against TRL's own on the same batch, and its parts."""
+"""Our trainer against TRL's own on the same batch, for every loss, level and split, and the trainer's parts."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +17,11 @@ from colever.errors import LeverError
 from colever.optimizers.checkpoint import last_checkpoint
 from colever.optimizers.grpo import ProgramTrainer
 from colever.optimizers.grpo_settings import GrpoSettings, rate
+from colever.optimizers.importance import CAP, corrects
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
 
+LOSSES = ["dapo", "grpo", "dr_grpo", "bnpo", "cispo"]
+LEVELS = ["token", "sequence"]
 LENGTHS = {(40, "a"): [5, 9, 2, 7], (40, "b"): [4, 4, 6, 1], (13, "c"): [8, 3, 3, 5], (55, "d"): [6, 2, 9, 9]}
 
 
@@ -25,15 +30,31 @@ def tokenizer():
     return byte_tokenizer()
 
 
-@pytest.fixture
-def model(tokenizer):
+@pytest.fixture(scope="module")
+def base(tokenizer, tmp_path_factory):
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         head_dim=8, intermediate_size=48, tie_word_embeddings=True, initializer_range=0.2,
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
-    return Qwen3ForCausalLM(config).eval()
+    Qwen3ForCausalLM(config).save_pretrained(path := tmp_path_factory.mktemp("base"))
+    return path
+
+
+@pytest.fixture
+def model(base):
+    return Qwen3ForCausalLM.from_pretrained(base).eval()
+
+
+@pytest.fixture
+def moved(model):
+    """A policy at some distance from its base: the KL penalty has a gradient."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return model
 
 
 def make_rows(seed: int = 0) -> list[Row]:
@@ -70,27 +91,15 @@ def gradients(model, t: ProgramTrainer) -> tuple[float, dict[str, torch.Tensor]]
     return float(loss), grads
 
 
-def trl_gradients(model, tokenizer, folder: Path, rows: list[Row], loss: str) -> tuple[float, dict[str, torch.Tensor]]:
-    """The stock trainer's own loss on its own layout."""
-    from datasets import Dataset
+def padded(values, pad, size: int, right: bool) -> list:
+    gap = [pad] * (size - len(values))
+    return [*values, *gap] if right else [*gap, *values]
 
-    args = GRPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=2, num_generations=2, max_completion_length=16, bf16=False,
-        temperature=0.8, loss_type=loss, report_to="none", use_cpu=True, gradient_checkpointing=False,
-        epsilon_high=5.0 if loss == "cispo" else None, disable_tqdm=True,
-    )  # fmt: skip
-    stock = GRPOTrainer(
-        model=model, reward_funcs=lambda **kw: [0.0], args=args, processing_class=tokenizer,
-        train_dataset=Dataset.from_dict({"prompt": [""] * 2}),
-    )  # fmt: skip
-    stock.current_gradient_accumulation_steps = 1
+
+def stock_inputs(rows: list[Row]) -> dict[str, torch.Tensor]:
+    """The whole batch in one piece, as TRL lays it out."""
     left, width = max(len(r.prompt_ids) for r in rows), max(len(r.completion_ids) for r in rows)
-
-    def padded(values, pad, size, right):
-        gap = [pad] * (size - len(values))
-        return [*values, *gap] if right else [*gap, *values]
-
-    inputs = {
+    return {
         "prompt_ids": torch.tensor([padded(r.prompt_ids, 0, left, False) for r in rows]),
         "prompt_mask": torch.tensor([padded([1] * len(r.prompt_ids), 0, left, False) for r in rows]),
         "completion_ids": torch.tensor([padded(r.completion_ids, 0, width, True) for r in rows]),
@@ -98,6 +107,39 @@ def trl_gradients(model, tokenizer, folder: Path, rows: list[Row], loss: str) ->
         "advantages": torch.tensor([r.advantage for r in rows]),
         "num_items_in_batch": torch.tensor(float(sum(len(r.completion_ids) for r in rows))),
     }
+
+
+def stock_logprobs(stock: GRPOTrainer, model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    ids, mask = (torch.cat([inputs[f"prompt_{k}"], inputs[f"completion_{k}"]], 1) for k in ("ids", "mask"))
+    with torch.no_grad():
+        return stock._get_per_token_logps_and_entropies(model, ids, mask, inputs["completion_ids"].shape[1])[0]
+
+
+def trl_gradients(
+    model, tokenizer, folder: Path, rows: list[Row], loss: str, level: str = "token", beta=0.0, correct=False
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """The stock trainer's own loss on its own layout; with ``correct`` through its branch for vLLM's samples."""
+    from datasets import Dataset
+
+    args = GRPOConfig(
+        output_dir=str(folder), per_device_train_batch_size=2, num_generations=2, max_completion_length=16, bf16=False,
+        temperature=0.8, loss_type=loss, report_to="none", use_cpu=True, gradient_checkpointing=False, beta=beta,
+        epsilon_high=5.0 if loss == "cispo" else None, importance_sampling_level=level, disable_tqdm=True,
+    )  # fmt: skip
+    stock = GRPOTrainer(
+        model=model, reward_funcs=lambda **kw: [0.0], args=args, processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"prompt": [""] * 2}),
+    )  # fmt: skip
+    stock.current_gradient_accumulation_steps = 1
+    inputs = stock_inputs(rows)
+    if beta:
+        inputs["ref_per_token_logps"] = stock_logprobs(stock, stock.ref_model, inputs)
+    if correct:
+        stock.use_vllm = True
+        width = inputs["completion_ids"].shape[1]
+        sampled = torch.tensor([padded(r.logprobs, 0.0, width, True) for r in rows])
+        difference = (stock_logprobs(stock, model, inputs) - sampled) * inputs["completion_mask"]
+        inputs["importance_sampling_ratio"] = difference.exp().clamp(max=stock.vllm_importance_sampling_clip_max)
     model.train()
     model.zero_grad()
     value = stock.compute_loss(model, inputs)
@@ -105,17 +147,76 @@ def trl_gradients(model, tokenizer, folder: Path, rows: list[Row], loss: str) ->
     return float(value.detach()), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("max_tokens", [4096, 120])
-@pytest.mark.parametrize("loss", ["dapo", "grpo", "dr_grpo", "bnpo", "cispo"])
-def test_loss_and_gradients_equal_stock_trl(model, tokenizer, tmp_path, loss, max_tokens):
+def assert_same(one: tuple[float, dict[str, torch.Tensor]], two: tuple[float, dict[str, torch.Tensor]]) -> None:
+    """Losses and gradients, to 1e-5."""
+    assert one[0] == pytest.approx(two[0], rel=1e-5, abs=1e-6)
+    assert one[1].keys() == two[1].keys()
+    for name, grad in one[1].items():
+        assert (grad - two[1][name]).abs().max() <= 1e-5 * max(1e-2, float(two[1][name].abs().max())), name
+
+
+@pytest.mark.parametrize(("max_tokens", "beta"), [(4096, 0.0), (120, 0.1)])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_and_gradients_equal_stock_trl(moved, tokenizer, tmp_path, loss, level, max_tokens, beta):
     rows = make_rows()
-    expected_loss, expected = trl_gradients(copy.deepcopy(model), tokenizer, tmp_path / "trl", rows, loss)
-    ours = trainer(model, tokenizer, tmp_path / "ours", make_batch(rows), loss=loss, max_tokens=max_tokens)
-    value, grads = gradients(model, ours)
-    assert value == pytest.approx(expected_loss, rel=1e-5, abs=1e-6)
-    assert grads.keys() == expected.keys()
-    for name, grad in grads.items():
-        assert (grad - expected[name]).abs().max() <= 1e-5 * max(1e-2, float(expected[name].abs().max())), name
+    expected = trl_gradients(copy.deepcopy(moved), tokenizer, tmp_path / "trl", rows, loss, level, beta)
+    how = {"loss": loss, "level": level, "max_tokens": max_tokens, "beta": beta}
+    assert_same(gradients(moved, trainer(moved, tokenizer, tmp_path / "ours", make_batch(rows), **how)), expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_levels_agree_where_every_batch_is_trained_on_once(model, tokenizer, tmp_path, loss):
+    """All ratios are 1 then, and a mean of ∇logp over a sequence is what the token level sums to."""
+    found = [
+        gradients(m, trainer(m, tokenizer, tmp_path / level, make_batch(make_rows()), loss=loss, level=level))
+        for level, m in zip(LEVELS, (model, copy.deepcopy(model)), strict=True)
+    ]
+    assert_same((0.0, found[0][1]), (0.0, found[1][1]))
+
+
+def sampled_elsewhere(model, tokenizer, folder: Path, rows: list[Row], spread: float) -> list[Row]:
+    """Rows whose sampler's log-probabilities are the trainer's and noise, some beyond the cap."""
+    t = trainer(model, tokenizer, folder, make_batch(rows))
+    known = stock_logprobs(t, t.model, stock_inputs(rows))
+    t.release()
+    noise = spread * torch.randn(known.shape, generator=torch.Generator().manual_seed(2))
+    return [
+        dataclasses.replace(r, logprobs=tuple(p[: len(r.completion_ids)].tolist()))
+        for r, p in zip(rows, known + noise, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("max_tokens", "beta"), [(4096, 0.0), (120, 0.1)])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_importance_correction_equals_stock_trls(moved, tokenizer, tmp_path, loss, level, max_tokens, beta):
+    rows = sampled_elsewhere(moved, tokenizer, tmp_path / "0", make_rows(), 0.8)
+    expected = trl_gradients(copy.deepcopy(moved), tokenizer, tmp_path / "trl", rows, loss, level, beta, correct=True)
+    how = {"loss": loss, "level": level, "max_tokens": max_tokens, "beta": beta, "correct": True}
+    ours = trainer(moved, tokenizer, tmp_path / "ours", make_batch(rows), **how)
+    assert_same(gradients(moved, ours), expected)
+
+
+def test_without_correction_the_samplers_numbers_change_nothing(model, tokenizer, tmp_path):
+    rows = sampled_elsewhere(model, tokenizer, tmp_path / "0", make_rows(), 0.8)
+    found = []
+    for n, (some, correct) in enumerate([(make_rows(), False), (rows, False), (rows, True)]):
+        t = trainer(m := copy.deepcopy(model), tokenizer, tmp_path / f"{n}", make_batch(some), correct=correct)
+        found.append((gradients(m, t), t._notes))
+    assert_same(found[0][0], found[1][0])
+    assert "importance_ratio" not in found[1][1]
+    assert any((g - found[2][0][1][n]).abs().max() > 1e-3 for n, g in found[1][0][1].items())
+    assert 0.8 < found[2][1]["importance_ratio"] < CAP
+    assert found[2][1]["logprob_gap"] > 1  # the alarm still hears of it
+
+
+@pytest.mark.parametrize(("how", "in_place", "dtype", "expected"), [
+    ("auto", True, "float32", False), ("auto", True, "bfloat16", True), ("auto", False, "float32", True),
+    ("on", True, "float32", True), ("off", False, "bfloat16", False),
+])  # fmt: skip
+def test_correction_is_automatic_where_sampler_and_trainer_may_differ(how, in_place, dtype, expected):
+    assert corrects(how, SimpleNamespace(trains_in_place=in_place, dtype=dtype)) is expected
 
 
 def test_shared_prefixes_and_padded_rows_agree(model, tokenizer, tmp_path):

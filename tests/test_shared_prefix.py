@@ -8,6 +8,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from colever.optimizers import prefix_layout as pl
 from colever.optimizers import shared_prefix as sp
+from colever.optimizers.prefix_tree import Group, PrefixTree, Segment, prefix_tree
 
 PAD = 0
 
@@ -22,14 +23,19 @@ def tiny_model(seed: int = 0, attention: str = "sdpa") -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def batch(groups: list[tuple[int, list[int]]], seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Rows as TRL pads them, in shuffled order, from (prompt length, completion lengths) per group."""
+def batch(groups: list[tuple], seed: int = 1) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Rows as TRL pads them, in shuffled order, from (prompt length, completion lengths) per group.
+
+    A third number makes a group's prompt begin with as many tokens of the prompt before.
+    """
     generator = torch.Generator().manual_seed(seed)
-    width = max(c for _, lengths in groups for c in lengths)
-    left = max(p for p, _ in groups)
+    width = max(c for _, lengths, *_ in groups for c in lengths)
+    left = max(p for p, *_ in groups)
     ids, mask = [], []
-    for prompt, lengths in groups:
-        head = torch.randint(1, 97, (prompt,), generator=generator)
+    head = torch.zeros(0, dtype=torch.long)
+    for prompt, lengths, *shared in groups:
+        kept = head[: shared[0] if shared else 0]
+        head = torch.cat([kept, torch.randint(1, 97, (prompt - len(kept),), generator=generator)])
         for length in lengths:
             tail = torch.randint(1, 97, (length,), generator=generator)
             ids.append(torch.cat([torch.zeros(left - prompt), head, tail, torch.zeros(width - length)]).long())
@@ -57,6 +63,10 @@ WORKLOADS = {
     "long completions": [(4, [40, 2, 33]), (90, [3, 3, 3, 4])],
     "empty completion": [(9, [4, 0, 6]), (5, [0, 0])],
     "no shared prompt": [(7, [3]), (8, [6]), (9, [2])],
+    "one preamble": [(40, [5, 6, 7]), (38, [4, 4], 30), (45, [9], 30), (20, [3, 3])],
+    "a history that grows": [(20, [4]), (33, [5, 4], 18), (50, [3], 31), (64, [6, 2], 49), (41, [4], 18)],
+    "a prompt within another": [(12, [3, 4]), (30, [5], 12), (30, [5, 2], 29)],
+    "all but the last token": [(6, [3, 4]), (6, [2], 5), (20, [5]), (20, [5], 19)],
 }
 
 
@@ -116,11 +126,28 @@ def test_packed_row_has_no_padding_and_no_repeated_prompt():
     assert len(layout.label_N) == int(mask[:, -width:].sum())
 
 
+def test_a_preamble_is_computed_once_and_a_history_grows_linearly():
+    ids, mask, width = batch(WORKLOADS["one preamble"])
+    assert pl.build_layout(ids, mask, width).tokens == 30 + 9 + 7 + 14 + 19 + (18 + 8 + 9 + 6)
+    calls = [(30 + 20 * i, [5], 29 + 20 * (i - 1)) for i in range(1, 30)]
+    ids, mask, width = batch([(30, [5]), *calls])
+    tree = prefix_tree(ids, mask, width)
+    assert tree.tokens == 29 + 29 * 20 + 30 * 5
+    assert max(s.stop for s in tree.segments) == 29 + 29 * 20
+
+
+def test_a_short_common_run_is_not_worth_a_segment():
+    ids, mask, width = batch([(20, [3, 3]), (20, [3], 7), (20, [3], 8), (20, [3], 8)])
+    assert (
+        sorted((s.start, s.stop) for s in prefix_tree(ids, mask, width).segments) == [(0, 8), (0, 19)] + [(8, 19)] * 3
+    )
+
+
 def test_work_is_counted():
-    groups = [pl.Group(tuple(range(8)), 180, (30,) * 8)]
-    assert pl.branch_work(groups) == pl.Work(179 + 240, 179 * 179 // 2 + 8 * 30 * (179 + 30), 240)
-    assert pl.row_work(groups) == pl.Work(8 * 210, 8 * 210 * 210 // 2, 8 * 210)
-    ragged = [pl.Group((0, 1), 10, (3, 5))]
+    tree = PrefixTree((Segment(-1, 0, 179, 0),), (Group(tuple(range(8)), 180, (30,) * 8, 0),))
+    assert pl.branch_work(tree) == pl.Work(179 + 240, 179 * 179 // 2 + 8 * 30 * (179 + 30), 240)
+    assert pl.row_work(tree.groups) == pl.Work(8 * 210, 8 * 210 * 210 // 2, 8 * 210)
+    ragged = [Group((0, 1), 10, (3, 5))]
     assert pl.row_work(ragged) == pl.Work(30, 2 * 15 * 15, 30)  # a mask hides pairs, it does not save them
 
 

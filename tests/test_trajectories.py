@@ -90,6 +90,16 @@ def test_policy_failures_are_trained_on_and_infrastructure_failures_are_not():
     assert (batch.policy_failures, batch.infrastructure_failures) == (1, 1)
 
 
+def test_the_best_rollouts_alone_are_rows_with_equal_weight():
+    batch = training_batch(
+        [rollout("a", i, reward) for i, reward in enumerate([0.2, 0.9, 0.9, 0.0])], version="v1", signal="best"
+    )
+    assert [(r.sample, r.advantage) for r in batch.rows] == [(1, 1.0), (2, 1.0)]
+    assert batch.total_rows == 2
+    assert batch.total_tokens == sum(len(r.completion_ids) for r in batch.rows)
+    assert batch.reward == pytest.approx(0.5)
+
+
 def test_stale_rollouts_are_refused():
     with pytest.raises(LeverError, match="sampled from weights v0"):
         training_batch([rollout("a", 0, 1.0, version="v0")], version="v1")

@@ -15,8 +15,10 @@ from colever.config import WeightSettings
 from colever.engines.lm import open_engine
 from colever.errors import BudgetExhausted, LeverError
 from colever.optimizers.budget import Budget
+from colever.optimizers.curriculum import in_turn
+from colever.optimizers.early_stop import EarlyStop
 from colever.optimizers.lever import NullProgress
-from colever.optimizers.weight_lever import WeightLever, choose_examples
+from colever.optimizers.weight_lever import WeightLever, hold_out, trainer_settings
 from colever.tasks.rubric import Criterion, Rubric
 from colever.tasks.task import Task
 from colever.types import Weights
@@ -110,6 +112,61 @@ def test_a_rare_word_becomes_common(engine, tmp_path):
     assert sum(reward[-3:]) / 3 > 0.9
 
 
+def test_training_on_the_best_rollouts_makes_a_rare_word_common(engine, tmp_path):
+    how = settings(
+        way="rejection", updates=30, examples_per_update=4, group_size=8, learning_rate=2e-3, save_every=50,
+        empty_updates=30,
+    )  # fmt: skip
+    pull = improve(engine, tmp_path, how, make_task(has_rare_letter, max_tokens=6))
+    reward = [v for _, v in pull.metrics["reward"]]
+    assert sum(reward[:3]) / 3 < 0.2
+    assert sum(reward[-3:]) / 3 > 0.8
+
+
+def test_an_early_stop_keeps_the_best_weights(engine, tmp_path, monkeypatch):
+    scores = iter([0.2, 0.5, 0.4, 0.5])
+    looked: list[dict[str, torch.Tensor]] = []
+    look = EarlyStop.look
+
+    def scripted(self, update, score, model):
+        looked.append(parameters(engine))
+        return look(self, update, next(scores), model)
+
+    monkeypatch.setattr(EarlyStop, "look", scripted)
+    how = settings(updates=9, validation=2, validate_every=2, patience=2)
+    pull = improve(engine, tmp_path, how)
+    assert pull.notes["best_update"] == 2
+    assert pull.notes["stopped"].startswith("no better score on 2 held-out examples since update 2")
+    assert [u for u, _ in pull.notes["validation"]] == [0, 2, 4, 6]
+    assert len(pull.metrics["reward"]) == 6
+    engine.load(pull.candidate.weights)
+    assert all(torch.equal(p, looked[1][n]) for n, p in parameters(engine).items())
+    assert not all(torch.equal(p, looked[3][n]) for n, p in parameters(engine).items())
+
+
+def test_held_out_examples_are_not_trained_on(engine, tmp_path):
+    rows = [(f"train-{i}", i) for i in range(8)]
+    kept, held = hold_out(rows, 3, 0)
+    assert sorted(kept + held) == rows
+    assert len(held) == 3
+    assert hold_out(rows, 3, 0) == (kept, held)
+    with pytest.raises(LeverError, match=r"weights\.validation=8"):
+        hold_out(rows, 8, 0)
+
+
+@pytest.mark.parametrize("changes", [{"validation": 2, "validate_every": 1, "patience": 9}, {"curriculum": True}])
+def test_what_a_pull_remembers_survives_a_cut(engine, tmp_path, changes):
+    how = settings(updates=5, save_every=2, **changes)
+    whole = improve(engine, tmp_path / "whole", how)
+    engine.load(Weights())
+    per_update = 8 + how.validation
+    with pytest.raises(BudgetExhausted):
+        improve(engine, tmp_path / "cut", how, budget=Budget({"rollouts": 3 * per_update}))
+    resumed = improve(engine, tmp_path / "cut", how)
+    assert resumed.candidate.weights.digest == whole.candidate.weights.digest
+    assert resumed.notes == whole.notes
+
+
 @pytest.mark.parametrize("peft", ["none", "lora"])
 def test_an_interrupted_pull_ends_with_the_same_weights(engine, tmp_path, peft):
     how = settings(peft=peft)
@@ -171,6 +228,20 @@ def test_trained_tokens_are_the_sampled_ones(engine, tmp_path):
     pull = improve(engine, tmp_path, settings(updates=3))
     assert max(v for _, v in pull.metrics["logprob_gap"]) < 1e-4
     assert pull.notes["alarms"] == []
+
+
+def test_the_importance_ratio_of_the_engines_own_samples_is_one(engine, tmp_path):
+    pull = improve(engine, tmp_path / "on", settings(updates=2, importance_correction="on"))
+    assert [v for _, v in pull.metrics["importance_ratio"]] == pytest.approx([1, 1], abs=1e-4)
+    engine.load(Weights())
+    assert "importance_ratio" not in improve(engine, tmp_path / "auto", settings(updates=1)).metrics
+
+
+def test_gspo_reaches_trl_with_its_narrow_bounds(tmp_path):
+    how = settings(loss="grpo", importance_sampling_level="sequence")
+    told = trainer_settings(how, make_task(), 0, correct=False).arguments(tmp_path, torch.device("cpu"))
+    assert (told.loss_type, told.importance_sampling_level) == ("grpo", "sequence")
+    assert (told.epsilon, told.epsilon_high) == (3e-4, 4e-4)
 
 
 @pytest.mark.parametrize("peft", ["none", "lora"])
@@ -237,10 +308,10 @@ def test_a_cap_is_kept(engine, tmp_path):
 
 def test_examples_of_an_epoch_are_each_chosen_once():
     examples = [(str(i), None) for i in range(10)]
-    seen = [i for update in range(3) for i, _ in choose_examples(examples, 3, 0, update)]
+    seen = [i for update in range(3) for i, _ in in_turn(examples, 3, 0, update)]
     assert len(set(seen)) == 9
-    assert choose_examples(examples, 3, 0, 4) == choose_examples(examples, 3, 0, 4)
-    assert choose_examples(examples, 3, 0, 0) != choose_examples(examples, 3, 1, 0)
-    assert len(choose_examples(examples, 64, 0, 5)) == 10
+    assert in_turn(examples, 3, 0, 4) == in_turn(examples, 3, 0, 4)
+    assert in_turn(examples, 3, 0, 0) != in_turn(examples, 3, 1, 0)
+    assert len(in_turn(examples, 64, 0, 5)) == 10
     with pytest.raises(LeverError, match="empty"):
-        choose_examples([], 3, 0, 0)
+        in_turn([], 3, 0, 0)

@@ -1,0 +1,80 @@
+"""The processes that train one pull together (``accelerate launch``), or the only one. Knows ``torch.distributed``.
+
+Every process holds the whole model and the same state. Rollouts are shared out by example and gathered, so that all
+processes make the same batch of them; its rows are shared out for the backward passes, whose gradients are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from colever.errors import ColeverError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among ``size``."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> Team:
+        """As ``torch.distributed`` has it; one process where it is not in use."""
+        import torch.distributed as dist
+
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """Every ``size``-th item: this process's."""
+        return list(items[self.rank :: self.size])
+
+    def gather(self, value: T) -> list[T]:
+        """Each process's value, in order of rank."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """What ``work`` gave in each process. An error of ours in one of them is raised in all: none waits for ever."""
+        try:
+            done, error = work(), None
+        except ColeverError as failure:
+            if self.size == 1:
+                raise
+            done, error = None, failure
+        found = self.gather((done, error))
+        if failed := next((e for _, e in found if e is not None), None):
+            raise failed
+        return [value for value, _ in found]  # type: ignore[misc]
+
+    def by_main(self, work: Callable[[], T]) -> T:
+        """What ``work`` gave in the first process, which alone does it."""
+        return self.together(lambda: work() if self.main else None)[0]  # type: ignore[return-value]
+
+    def average_gradients(self, parameters: Iterable[Any]) -> None:
+        """Each gradient becomes its mean over the processes; one that is missing counts as 0."""
+        if self.size == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        for p in parameters:
+            if p.requires_grad:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                dist.all_reduce(p.grad)
+                p.grad /= self.size

@@ -1,0 +1,50 @@
+"""Data-parallel training under ``accelerate launch``: two processes come to what one comes to."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).parent / "two_processes.py"
+
+
+def run(processes: int, checkpoint: Path, workdir: Path, changes: dict) -> dict:
+    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu", "--num_machines", "1"]
+    launcher += ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch = [sys.executable] if processes == 1 else launcher
+    command = [*launch, str(SCRIPT), str(checkpoint), str(workdir), json.dumps(changes)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(next(line for line in done.stdout.splitlines()[::-1] if line.startswith("{")))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "dapo", "updates": 3},
+        {"loss": "grpo", "updates": 3, "scale_rewards": "batch", "batch_tokens": 64},
+        {"loss": "bnpo", "updates": 3, "peft": "lora", "beta": 0.05},
+        {"loss": "dapo", "updates": 3, "validation": 3, "validate_every": 2},
+    ],
+    ids=["dapo", "grpo in parts", "bnpo, LoRA, KL", "held-out examples"],
+)
+def test_two_processes_come_to_what_one_comes_to(tiny_checkpoint, tmp_path, changes) -> None:
+    one = run(1, tiny_checkpoint, tmp_path / "one", changes)
+    two = run(2, tiny_checkpoint, tmp_path / "two", changes)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert {k: v for k, v in one["spent"].items() if k != "flops"} == {
+        k: v for k, v in two["spent"].items() if k != "flops"
+    }
+    for name in ("reward", "constant_share", "loss", "grad_norm", "entropy"):
+        ours, theirs = ([v for _, v in found["curves"][name]] for found in (two, one))
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5), name
+    files = [next((tmp_path / name / "weights").glob("*.safetensors")) for name in ("one", "two")]
+    ours, theirs = (load_file(str(file)) for file in reversed(files))
+    assert all(torch.allclose(ours[name], theirs[name], atol=2e-5) for name in theirs)
