@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,7 @@ import torch
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainerCallback
-from transformers.utils import logging as hf_logging
+from transformers import PrinterCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
@@ -41,6 +40,7 @@ from colever.optimizers.importance import truncated_ratio
 from colever.optimizers.prefix_layout import branch_work, build_layout, row_work
 from colever.optimizers.prefix_tree import prefix_tree
 from colever.optimizers.processes import Team
+from colever.optimizers.trainer_loop import Touched, quiet
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
 
 PER_ROW = frozenset({"grpo", "dr_grpo"})  # losses that divide by the number of rows
@@ -83,7 +83,7 @@ class ProgramTrainer(GRPOTrainer):
             args=settings.arguments(folder, device),
             train_dataset=Dataset.from_dict({"prompt": [""] * settings.updates}),
             processing_class=tokenizer,
-            callbacks=[_Touched(touched)],
+            callbacks=[Touched(touched)],
         )
         self.processing_class = None  # no copy of it in every checkpoint
         self.remove_callback(PrinterCallback)
@@ -331,39 +331,12 @@ class ProgramTrainer(GRPOTrainer):
 
     def run(self, checkpoint: Path | None) -> None:
         """Train to the last update or until there is no batch, from ``checkpoint`` if there is one."""
-        with _quiet(), suppress(_Enough):
+        with quiet(), suppress(_Enough):
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 class _Enough(Exception):
     """Ends TRL's loop before an update."""
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars for the files of a checkpoint, and no summaries of where it goes on."""
-    bars, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
-class _Touched(TrainerCallback):
-    """Says that the weights changed: after every update, and when a checkpoint was read."""
-
-    def __init__(self, touched: Callable[[], None]) -> None:
-        self.touched = touched
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.touched()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.touched()
 
 
 def _right(rows: Sequence[Sequence[Any]], pad: Any, width: int) -> torch.Tensor:

@@ -11,9 +11,11 @@ divided by the group's standard deviation (``group``), by that of all rewards of
 Departures from GRPO (arXiv:2402.03300):
 - Groups may differ in size: a program may skip a predictor or call it in a loop. Nothing is repeated to fill a group.
 - A row's weight is 1 / (steps of its trajectory), scaled so that the batch's rows have mean weight 1: a trajectory
-  counts the same however many calls it makes, and with equally many calls each every weight is 1.
+  counts the same however many calls it makes, and with equally many calls each every weight is 1. Where numbers of
+  calls differ this turns the gradient away from the policy gradient (docs/weight-lever.md has how far).
 - A group without two different rewards has no gradient and is left out of the computation. Its rows and tokens still
-  count in the loss's divisors, so that the gradient is the one that TRL computes with them in.
+  count in the loss's divisors, so that the policy gradient is the one that TRL computes with them in. A KL penalty,
+  which TRL also takes of them, is left out with them.
 - With ``signal="best"`` a group's best rollouts alone are rows, with advantage 1 whatever the scaling: the loss is then
   the mean negative log-likelihood of their tokens (rejection sampling, as RAFT has it: arXiv:2304.06767).
 - Policy failures are rows like any other, with the lowest score; infrastructure failures make no row.

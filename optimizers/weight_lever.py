@@ -9,11 +9,8 @@ on from its last checkpoint and ends with the same weights.
 from __future__ import annotations
 
 import dataclasses
-import gc
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +27,11 @@ from colever.optimizers.early_stop import EarlyStop
 from colever.optimizers.evaluate import metered
 from colever.optimizers.lever import Progress, Pull
 from colever.optimizers.processes import Team
+from colever.optimizers.trainable import save_weights, trainable
 from colever.optimizers.trajectories import TrainingBatch, training_batch
 from colever.pipelines.prompts import apply_prompts
 from colever.pipelines.rollout import run_rollouts
-from colever.types import Candidate, Cost, LeverName, Rollout, Weights, digest_of
+from colever.types import Candidate, Cost, LeverName, Rollout, digest_of
 
 if TYPE_CHECKING:
     import dspy
@@ -298,75 +296,6 @@ def hold_out(
     held = set(order[:count].tolist())
     kept = [example for i, example in enumerate(examples) if i not in held]
     return kept, [example for i, example in enumerate(examples) if i in held]
-
-
-@contextmanager
-def trainable(engine: TransformersEngine, parent: Weights, settings: WeightSettings, seed: int) -> Iterator[Any]:
-    """The engine's own model holding ``parent``, ready to be trained in place; on an error the parent comes back.
-
-    A LoRA parent goes on training the same adapter; full weights trained from a LoRA parent start merged.
-    """
-    import torch
-
-    engine.load(parent)
-    torch.manual_seed(seed)
-    try:
-        model = engine.adapter if parent.kind == "lora" else engine.model
-        if settings.peft == "none":
-            if parent.kind == "lora":
-                model = model.merge_and_unload()
-            model.requires_grad_(True)
-        elif parent.kind != "lora":
-            from peft import LoraConfig, get_peft_model
-
-            how = LoraConfig(
-                r=settings.lora_rank,
-                lora_alpha=settings.lora_alpha,
-                lora_dropout=0.0,
-                target_modules="all-linear",
-                task_type="CAUSAL_LM",
-            )
-            model = get_peft_model(model, how)
-        yield model
-        engine.touched()
-    except BaseException:  # an interrupt too: the parent comes back, then it goes on up
-        engine.touched()
-        engine.load(parent)
-        raise
-    finally:
-        engine.model.__dict__.pop("forward", None)  # a trainer that failed while it was made has left its own
-        gc.collect()
-
-
-def save_weights(
-    model: Any, engine: TransformersEngine, parent: Weights, settings: WeightSettings, folder: Path
-) -> Weights:
-    """The trained weights in ``folder``, written aside and renamed; an adapter on full weights is saved merged."""
-    from safetensors.torch import save_file
-
-    from colever.engines.weights import ADAPTER_FILE, FULL_FILE, file_digest
-
-    lora = settings.peft == "lora" and parent.kind != "full"
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        if lora:
-            model.save_pretrained(str(temporary))
-            kind = model.peft_config["default"]
-            digest = digest_of([file_digest([temporary / ADAPTER_FILE]), kind.r, kind.lora_alpha])
-        else:
-            if settings.peft == "lora":
-                model.merge_and_unload()
-            tied = set(getattr(engine.model, "all_tied_weights_keys", None) or ())
-            tensors = {n: t.detach().contiguous() for n, t in engine.model.state_dict().items() if n not in tied}
-            save_file(tensors, str(temporary / FULL_FILE), metadata={"format": "pt"})
-            digest = file_digest([temporary / FULL_FILE])
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    except OSError as error:
-        raise LeverError(f"the trained weights cannot be written to {folder}: {error}") from error
-    return Weights("lora" if lora else "full", str(folder), digest)
 
 
 def trainer_settings(s: WeightSettings, task: Task, seed: int, correct: bool) -> Any:

@@ -242,6 +242,17 @@ def test_constant_groups_count_in_the_divisor(model, tokenizer, tmp_path):
         assert torch.allclose(grad, two[1][name], atol=1e-6), name
 
 
+def test_a_kl_penalty_leaves_constant_groups_out(moved, tokenizer, tmp_path):
+    """A departure from TRL, which takes it of rows without a policy gradient too."""
+    rows = make_rows()
+    silent = [dataclasses.replace(r, advantage=0.0) for r in rows[:4]]
+    everything = make_batch([*silent, *rows[4:]])
+    kept = dataclasses.replace(everything, rows=tuple(rows[4:]), constant_groups=1)
+    with_them = gradients(moved, trainer(moved, tokenizer, tmp_path / "1", everything, beta=0.1))
+    without = gradients(moved, trainer(moved, tokenizer, tmp_path / "2", kept, beta=0.1))
+    assert any((grad - without[1][name]).abs().max() > 1e-5 for name, grad in with_them[1].items())
+
+
 def test_an_update_without_rows_changes_nothing(model, tokenizer, tmp_path):
     before = copy.deepcopy(model.state_dict())
     empty = TrainingBatch((), 8, 40, 2, 2, 8, 0, 0, 0.0, {}, {})

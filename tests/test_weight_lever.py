@@ -13,10 +13,12 @@ from dspy.utils.exceptions import AdapterParseError
 
 from colever.config import WeightSettings
 from colever.engines.lm import open_engine
+from colever.engines.weights import ADAPTER_FILE
 from colever.errors import BudgetExhausted, LeverError
 from colever.optimizers.budget import Budget
 from colever.optimizers.curriculum import in_turn
 from colever.optimizers.early_stop import EarlyStop
+from colever.optimizers.grpo import ProgramTrainer
 from colever.optimizers.lever import NullProgress
 from colever.optimizers.weight_lever import WeightLever, hold_out, trainer_settings
 from colever.tasks.rubric import Criterion, Rubric
@@ -167,7 +169,7 @@ def test_what_a_pull_remembers_survives_a_cut(engine, tmp_path, changes):
     assert resumed.notes == whole.notes
 
 
-@pytest.mark.parametrize("peft", ["none", "lora"])
+@pytest.mark.parametrize("peft", ["none", "lora", "dora"])
 def test_an_interrupted_pull_ends_with_the_same_weights(engine, tmp_path, peft):
     how = settings(peft=peft)
     whole = improve(engine, tmp_path / "whole", how)
@@ -196,7 +198,7 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(engine, tmp_path):
     assert [u for u, _ in pull.metrics["reward"]] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("peft", ["none", "lora"])
+@pytest.mark.parametrize("peft", ["none", "lora", "dora"])
 def test_child_loads_back_and_parent_is_untouched(engine, tmp_path, peft):
     before = parameters(engine)
     pull = improve(engine, tmp_path, settings(peft=peft, updates=2))
@@ -210,10 +212,11 @@ def test_child_loads_back_and_parent_is_untouched(engine, tmp_path, peft):
 
 @pytest.mark.parametrize(("first", "second", "kind"), [
     ("none", "none", "full"), ("lora", "lora", "lora"), ("lora", "none", "full"), ("none", "lora", "full"),
+    ("dora", "dora", "lora"), ("dora", "none", "full"), ("none", "dora", "full"), ("dora", "lora", "lora"),
 ])  # fmt: skip
 def test_a_second_round_goes_on_from_the_first(engine, tmp_path, first, second, kind):
     one = improve(engine, tmp_path / "1", settings(peft=first, updates=2))
-    assert one.candidate.weights.kind == ("lora" if first == "lora" else "full")
+    assert one.candidate.weights.kind == ("full" if first == "none" else "lora")
     two = improve(engine, tmp_path / "2", settings(peft=second, updates=2), parent=one.candidate)
     assert two.candidate.weights.kind == kind
     assert two.candidate.weights.digest != one.candidate.weights.digest
@@ -244,7 +247,7 @@ def test_gspo_reaches_trl_with_its_narrow_bounds(tmp_path):
     assert (told.epsilon, told.epsilon_high) == (3e-4, 4e-4)
 
 
-@pytest.mark.parametrize("peft", ["none", "lora"])
+@pytest.mark.parametrize("peft", ["none", "lora", "dora"])
 def test_kl_to_the_base_is_logged(engine, tmp_path, peft):
     pull = improve(engine, tmp_path, settings(updates=3, beta=0.1, peft=peft))
     kl = [v for _, v in pull.metrics["kl"]]
@@ -252,10 +255,44 @@ def test_kl_to_the_base_is_logged(engine, tmp_path, peft):
     assert kl[-1] > 0
 
 
-def test_kl_of_a_second_adapter_round_is_to_the_base(engine, tmp_path):
-    one = improve(engine, tmp_path / "1", settings(peft="lora", updates=3))
-    two = improve(engine, tmp_path / "2", settings(peft="lora", updates=1, beta=0.1), parent=one.candidate)
+@pytest.mark.parametrize("peft", ["lora", "dora"])
+def test_kl_of_a_second_adapter_round_is_to_the_base(engine, tmp_path, peft):
+    """And without a second model: the reference is the model with its adapter switched off."""
+    one = improve(engine, tmp_path / "1", settings(peft=peft, updates=3))
+    two = improve(engine, tmp_path / "2", settings(peft=peft, updates=1, beta=0.1), parent=one.candidate)
     assert two.metrics["kl"][0][1] > 1e-5
+
+
+@pytest.mark.parametrize(("peft", "second_model"), [("lora", False), ("dora", False), ("none", True)])
+def test_an_adapter_needs_no_second_model_for_its_reference(engine, tmp_path, monkeypatch, peft, second_model):
+    made = []
+    release = ProgramTrainer.release
+
+    def released(trainer):
+        made.append(trainer.ref_model is not None)
+        release(trainer)
+
+    monkeypatch.setattr(ProgramTrainer, "release", released)
+    improve(engine, tmp_path, settings(peft=peft, updates=1, beta=0.1))
+    assert made == [second_model]
+
+
+def test_dora_trains_magnitudes_and_is_another_candidate_than_lora(engine, tmp_path):
+    from safetensors.torch import load_file
+
+    norms = {name: p.norm(dim=1) for name, p in parameters(engine).items() if p.dim() == 2}  # where magnitudes start
+    done = {peft: improve(engine, tmp_path / peft, settings(peft=peft, updates=2)) for peft in ("lora", "dora")}
+    files = {p: load_file(Path(str(d.candidate.weights.path)) / ADAPTER_FILE) for p, d in done.items()}
+    moved = []
+    for name, magnitude in files["dora"].items():
+        if "magnitude" in name:
+            layer = name.removeprefix("base_model.model.").split(".lora_")[0]
+            moved.append(float((magnitude.flatten() - norms[f"{layer}.weight"]).abs().max()))
+    assert len(moved) == 14  # seven linear layers in each of two blocks
+    assert 1e-5 < max(moved) < 0.1
+    assert not any("magnitude" in name for name in files["lora"])
+    assert done["lora"].candidate.digest != done["dora"].candidate.digest
+    assert max(v for _, v in done["dora"].metrics["logprob_gap"]) < 1e-4
 
 
 def test_nothing_to_learn_stops_with_a_hint_and_the_parent_comes_back(engine, tmp_path):

@@ -36,7 +36,7 @@ def start(script: str, workdir: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("peft", ["none", "lora"])
+@pytest.mark.parametrize("peft", ["none", "lora", "dora"])
 def test_killed_pull_ends_as_the_whole_one(tiny_checkpoint, tmp_path, peft):
     script = CHILD.format(tests=str(Path(__file__).parents[1]), model=str(tiny_checkpoint), peft=peft)
     whole = start(script, tmp_path / "whole").communicate()[0].splitlines()[-1]
