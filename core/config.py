@@ -69,7 +69,9 @@ class WeightSettings(Settings):
     scale_rewards: Literal["group", "batch", "none"] = _setting("group", "whose spread divides the advantages")
     grouping: Literal["predictor", "trajectory"] = _setting("predictor", "what is compared: calls, or whole rollouts")
     max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm", gt=0)
-    peft: Literal["none", "lora", "dora"] = _setting("none", "none trains all weights, lora and dora an adapter")
+    peft: Literal["auto", "none", "lora", "dora"] = _setting(
+        "auto", "none trains all weights, lora and dora an adapter; auto: none for the seed model, else lora"
+    )
     lora_rank: int = _setting(16, "of the adapter", ge=1)
     lora_alpha: int = _setting(64, "the adapter is scaled by alpha / rank", ge=1)
     curriculum: bool = _setting(False, "rather draw examples whose last groups were not constant")

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from colever.engines.transformers import TransformersEngine
 
 
+def resolved(settings: WeightSettings, model: str) -> WeightSettings:
+    """With ``peft=auto`` decided: the seed model is small enough to train whole, any other gets an adapter."""
+    if settings.peft != "auto":
+        return settings
+    return settings.model_copy(update={"peft": "none" if model == "seed" else "lora"})
+
+
 @contextmanager
 def trainable(engine: TransformersEngine, parent: Weights, settings: WeightSettings, seed: int) -> Iterator[Any]:
     """The engine's own model holding ``parent``, ready to be trained in place; on an error the parent comes back.

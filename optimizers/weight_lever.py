@@ -27,7 +27,7 @@ from colever.optimizers.early_stop import EarlyStop
 from colever.optimizers.evaluate import metered
 from colever.optimizers.lever import Progress, Pull
 from colever.optimizers.processes import Team
-from colever.optimizers.trainable import save_weights, trainable
+from colever.optimizers.trainable import resolved, save_weights, trainable
 from colever.optimizers.trajectories import TrainingBatch, training_batch
 from colever.pipelines.prompts import apply_prompts
 from colever.pipelines.rollout import run_rollouts
@@ -70,7 +70,7 @@ class WeightLever:
         from colever.optimizers.grpo import ProgramTrainer
         from colever.optimizers.importance import corrects
 
-        s, task = self.settings, dataclasses.replace(task, gold=None)  # a lever sees the rubric only
+        s, task = resolved(self.settings, engine.name), dataclasses.replace(task, gold=None)  # levers see no gold
         early = EarlyStop(workdir / "best", s.patience)
         pull = _Pull(s, task, candidate, engine, budget.slice(), seed, progress, early)
         folder = workdir / "training"

@@ -24,5 +24,5 @@ def test_every_setting_is_there_with_a_line_about_it() -> None:
         assert f"| `{name}` | " in page()
     assert "| `weights.group_size` | `8` | a whole number ≥ 2 | rollouts of an example" in page()
     assert "| `prompt.threshold` | `0.9` | a number ≥ 0, ≤ 1 | " in page()
-    assert "| `weights.peft` | `none` | `none`, `lora`" in page()
+    assert "| `weights.peft` | `auto` | `auto`, `none`, `lora`" in page()
     assert "| `task` | is needed | text | " in page()

@@ -20,6 +20,7 @@ from colever.optimizers.curriculum import in_turn
 from colever.optimizers.early_stop import EarlyStop
 from colever.optimizers.grpo import ProgramTrainer
 from colever.optimizers.lever import NullProgress
+from colever.optimizers.trainable import resolved
 from colever.optimizers.weight_lever import WeightLever, hold_out, trainer_settings
 from colever.tasks.rubric import Criterion, Rubric
 from colever.tasks.task import Task
@@ -72,6 +73,7 @@ def settings(**changes) -> WeightSettings:
         "learning_rate": 1e-3,
         "save_every": 2,
         "warmup": 1,
+        "peft": "none",
     }
     return WeightSettings(**{**small, **changes})
 
@@ -182,6 +184,13 @@ def test_an_interrupted_pull_ends_with_the_same_weights(engine, tmp_path, peft):
     assert resumed.metrics["reward"] == whole.metrics["reward"]
     assert budget.spent.rollouts == 4 * 8  # the work before the cut is charged too
     assert resumed.notes == whole.notes
+
+
+def test_the_seed_model_is_trained_whole_and_any_other_by_an_adapter(engine, tmp_path):
+    assert resolved(WeightSettings(), "seed").peft == "none"
+    assert resolved(WeightSettings(), "some/model").peft == "lora"
+    assert resolved(WeightSettings(peft="dora"), "seed").peft == "dora"
+    assert improve(engine, tmp_path, settings(peft="auto", updates=1)).candidate.weights.kind == "lora"
 
 
 def test_a_finished_pull_is_not_trained_again(engine, tmp_path):
