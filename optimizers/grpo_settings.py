@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from trl import GRPOConfig
@@ -61,7 +62,7 @@ class GrpoSettings:
             seed=self.seed % 2**32,
         )
 
-    def _bounds(self) -> dict[str, float]:
+    def _bounds(self) -> dict[str, Any]:
         """Of the ratio to the policy that sampled: cispo's is on the ratio itself, a sequence's is much narrower."""
         if self.loss == "cispo":
             return {"epsilon_high": 5.0}  # ScaleRL, arXiv:2510.13786
