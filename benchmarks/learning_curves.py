@@ -36,6 +36,8 @@ CHOICES: dict[str, dict[str, Any]] = {
     "8 examples × G 8": {"examples_per_update": 8},
     "no scaling": {"scale_rewards": "none"},
     "by trajectory": {"grouping": "trajectory"},
+    "best rollouts": {"way": "rejection"},
+    "curriculum": {"curriculum": True},
 }
 SHOWN = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the updates
 SMOOTH = 3  # updates on either side
