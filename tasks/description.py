@@ -53,7 +53,8 @@ def is_own(kind: Any) -> bool:
     if name.split(".")[0] == "colever":
         return True
     file = source_file(kind)
-    return file is not None and not any(file.is_relative_to(folder) for folder in _LIBRARIES)
+    places = [file] if file else [Path(p) for p in getattr(kind, "__path__", ())]  # the latter: a folder without a file
+    return bool(places) and not any(p.is_relative_to(folder) for p in places for folder in _LIBRARIES)
 
 
 class _Describer:

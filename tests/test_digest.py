@@ -65,8 +65,7 @@ HELD = {
         "import helping.plain\ndef check(e, p, s): return e.a in helping.plain.HELD\ntask = finish(Program, check)"
     ),
 }
-HELPING = {
-    "__init__": "",
+HELPING = {  # a package without an __init__.py
     "middle": "from . import inner",
     "plain": "from pathlib import Path; HELD = (Path(__file__).parent.parent / 'data.json').read_text()",
 }
