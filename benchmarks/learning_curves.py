@@ -65,10 +65,12 @@ def smoothed(curve: list[float], place: float) -> float:
 
 
 def draw(found: dict[str, dict[str, Any]], file: Path, title: str) -> None:
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)
     for name, result in found.items():
         if curve := result.get("reward"):
             ys = [smoothed(curve, i / max(1, len(curve) - 1)) for i in range(len(curve))]
