@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from test_weight_lever import has_rare_letter, make_task, settings
+from test_weight_lever import make_task, settings
 
 from colever.engines.lm import open_engine
 from colever.optimizers.budget import Budget
@@ -25,7 +25,7 @@ from colever.optimizers.weight_lever import WeightLever
 def main() -> None:
     checkpoint, workdir, changes = sys.argv[1:]
     torch.set_num_threads(1)
-    budget, task = Budget(), make_task(has_rare_letter, max_tokens=6)
+    budget, task = Budget(), make_task()
     how = settings(examples_per_update=5, group_size=4, learning_rate=1e-3, **json.loads(changes))
     engine = open_engine(checkpoint)
     pull = WeightLever(how).improve(task.base_candidate(), task, engine, budget, 3, Path(workdir), NullProgress())
@@ -33,7 +33,10 @@ def main() -> None:
     spent.pop("seconds")
     if Team.current().main:
         curves = {name: curve for name, curve in pull.metrics.items() if not name.startswith("seconds")}
-        print(json.dumps({"processes": Team.current().size, "spent": spent, "curves": curves}))
+        print(json.dumps({"processes": Team.current().size, "spent": spent, "curves": curves}), flush=True)
+    if Team.current().size > 1:  # nobody leaves while another still listens
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
