@@ -57,7 +57,7 @@ class NamedWeights:
             while not self._fits(weights):
                 self._refuse_hopeless(model, may_wait)
                 self._changed.wait()
-            if weights is not None:
+            if weights is not None and weights not in self._running:
                 self._load(weights)
             self._running.append(weights)
         try:
