@@ -17,6 +17,7 @@ _PUBLIC = {
     "Score": "colever.types",
     "Task": "colever.tasks.task",
     "TransformersEngine": "colever.engines.transformers",
+    "WeightTeleprompter": "colever.optimizers.teleprompter",
     "engine_lm": "colever.optimizers.provider",
     "load_task": "colever.tasks.load",
     "run_rollouts": "colever.pipelines.rollout",
