@@ -17,10 +17,11 @@ _PUBLIC = {
     "Score": "colever.types",
     "Task": "colever.tasks.task",
     "TransformersEngine": "colever.engines.transformers",
-    "engine_lm": "colever.engines.lm",
+    "WeightTeleprompter": "colever.optimizers.teleprompter",
+    "engine_lm": "colever.optimizers.provider",
     "load_task": "colever.tasks.load",
     "run_rollouts": "colever.pipelines.rollout",
-    "seed_lm": "colever.engines.lm",
+    "seed_lm": "colever.optimizers.provider",
 }
 _FOLDERS = ("engines", "optimizers", "pipelines", "tasks", "tracking")
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import dspy
 import torch
@@ -21,6 +22,7 @@ from dspy import lm15
 
 from colever.engines.calls import CallRecorder, current_call, stable_seed
 from colever.engines.generation import Generator, TokenOutput, TokenRequest
+from colever.engines.named import NamedWeights
 from colever.engines.session import Gatherer, Session
 from colever.engines.weights import WeightSwap, file_digest
 from colever.errors import UsageError
@@ -60,6 +62,7 @@ class TransformersEngine:
         self.context = _context(self.model.config.get_text_config())
         self.end_ids = _end_ids(self.model, self.tokenizer)
         self._weights = WeightSwap(self.model, self._read_base)
+        self.named = NamedWeights(self.name, self.load)
         self._generator = Generator(self.model, self.end_ids, self._decode, max_batch_tokens)
         self._gatherer = Gatherer(self.generate)
         self._lock = threading.RLock()
@@ -176,9 +179,11 @@ class TransformersEngine:
         prompt_ids = self.render(_messages(request))
         if len(prompt_ids) >= self.context:  # here, so that it fails its own rollout and not the batch
             self._fitted(TokenRequest(prompt_ids, 1))
-        completion = (
-            self._bare(prompt_ids, request) if recorder is None else self._recorded(prompt_ids, request, recorder)
-        )
+        inside = recorder is not None and recorder.session is not None  # where others wait for this request
+        with self.named.turn(request.model, may_wait=not inside):
+            completion = (
+                self._bare(prompt_ids, request) if recorder is None else self._recorded(prompt_ids, request, recorder)
+            )
         usage = lm15.Usage(input_tokens=len(prompt_ids), output_tokens=len(completion.completion_ids))
         # Inside a rollout the recorder has the finish reason; DSPy would log a warning per truncated completion.
         finish = completion.finish_reason if recorder is None else "stop"
@@ -219,17 +224,27 @@ class TransformersEngine:
         """Nothing to close: the model is freed with the engine."""
 
     def dump_state(self) -> dict[str, Any]:
-        return {"model": self.source, "dtype": self.dtype, "name": self.name}
+        """What ``load_state`` makes an equal engine of; weights that have a name are said by where they lie."""
+        return {"model": self.source, "dtype": self.dtype, "name": self.name, "weights": self.named.dump()}
 
     @classmethod
     def load_state(cls, state: Mapping[str, Any]) -> TransformersEngine:
-        return cls(state["model"], dtype=state["dtype"], name=state["name"])
+        """An engine on that state; one model serves all the predictors of all programs that are loaded."""
+        key = (state["model"], state["dtype"], state["name"])
+        engine = _restored.get(key)
+        if engine is None:
+            engine = _restored[key] = cls(state["model"], dtype=state["dtype"], name=state["name"])
+        engine.named.restore(state.get("weights", []))
+        return engine
 
     def __copy__(self) -> TransformersEngine:
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TransformersEngine:
         return self
+
+
+_restored: WeakValueDictionary[tuple[str, ...], TransformersEngine] = WeakValueDictionary()
 
 
 def _open(source: str, dtype: torch.dtype, device: str, tokenizer: bool = True) -> tuple[Any, Any]:

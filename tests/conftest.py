@@ -118,3 +118,20 @@ def talker_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random 2-layer Qwen3 and a byte-level tokenizer; text it writes is noise."""
     return write_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def digit_weights(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Weights of ``tiny_checkpoint`` with which it keeps DSPy's format and picks a digit; see ``teach_digits``."""
+    from dspy_parts import teach_digits
+
+    from colever.engines.lm import open_engine
+
+    return teach_digits(open_engine(tiny_checkpoint), tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture
+def finetune_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where DSPy's trainers put weights, for one test."""
+    monkeypatch.setenv("DSPY_FINETUNEDIR", str(tmp_path / "finetune"))
+    return tmp_path / "finetune"
