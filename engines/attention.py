@@ -1,16 +1,16 @@
-"""Keys and values that many rows share, and the attention function that reads them.
+"""Keys and values that many rows share, and the attention function of one decoding step that reads them.
 
 Knows transformers' cache and attention interfaces, nothing of prompts or sampling. Shapes: B rows, H key-value
 heads, R query heads per key-value head, C common positions, T own positions, D head width.
 
 A cache has a common part (1, H, C, D), which all rows attend to and none copies, and an own part (B, H, T, D) in
-a buffer that is allocated once. One decoding step attends to both and joins them under one softmax.
+a buffer that is allocated once, padded on the left. One decoding step attends to both and joins them under one softmax.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "colever_shared_prefix"
 _active = threading.local()  # .common: of the layer whose cache was updated last, for the attention right after
@@ -36,21 +35,12 @@ class SharedLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Buffers are made by ``update``."""
+        """Buffers are made by ``SharedCache``."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Own keys and values with the new ones appended; in prefill with the common ones in front."""
-        if self.keys is None:
-            self.keys, self.values = key_states, value_states
-            if self.common is None:
-                return key_states, value_states
-            rows = key_states.shape[0]
-            return tuple(  # type: ignore[return-value]
-                torch.cat([part.expand(rows, -1, -1, -1), new], 2)
-                for part, new in zip(self.common, (key_states, value_states), strict=True)
-            )
+        """Own keys and values with those of one more position."""
         at = self.owner.length
         self.keys[:, :, at : at + 1] = key_states
         self.values[:, :, at : at + 1] = value_states
@@ -67,76 +57,67 @@ class SharedLayer(CacheLayerMixin):
 
 
 class SharedCache(Cache):
-    """The layers of one batch, filled in this order: common part, rows' prompts, ``expand``, decoding steps."""
+    """The layers of one batch: prompts out of a store of keys and values, (tokens, H, D) per layer, and ``room`` more.
 
-    def __init__(self, layers: int) -> None:
-        self.length = 0  # own positions written
+    ``common_C`` are the places of the tokens that all rows begin with, ``own_BT`` those of each row's others, padded on
+    the left as ``pad_B`` says.
+    """
+
+    def __init__(
+        self,
+        store: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        common_C: torch.Tensor,
+        own_BT: torch.Tensor,
+        pad_B: torch.Tensor,
+        room: int,
+    ) -> None:
+        self.length = own_BT.shape[1]  # own positions written
         self.bias: torch.Tensor | None = None  # (B, 1, 1, T): -inf where a row is padded
-        self.shared = [SharedLayer(self) for _ in range(layers)]
+        self.shared = [SharedLayer(self) for _ in store]
         super().__init__(layers=list(self.shared))
+        for layer, (keys, values) in zip(self.shared, store, strict=True):
+            if len(common_C):
+                common = [x[common_C].transpose(0, 1)[None].contiguous() for x in (keys, values)]
+                layer.common = (common[0], common[1])
+            layer.keys, layer.values = (_rows(x, own_BT, room) for x in (keys, values))
+        if bool((pad_B > 0).any()):
+            padded = torch.arange(self.length + room, device=pad_B.device)[None, :] < pad_B[:, None]
+            bias = store[0][0].new_zeros(padded.shape)
+            self.bias = bias.masked_fill_(padded, float("-inf"))[:, None, None]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         layer = self.shared[layer_idx]
-        _active.common = layer.common if layer.keys is not None else None  # prefill gets them in front instead
+        _active.common = layer.common
         return layer.update(key_states, value_states)
-
-    def share_prefix(self) -> None:
-        """Make what was computed so far (one row) the common part."""
-        for layer in self.shared:
-            layer.common, layer.keys, layer.values = (layer.keys, layer.values), None, None
-
-    def begin_rows(self, pad_P: torch.Tensor, longest: int) -> None:
-        """Say how the next prompts are padded on the left, before they are computed."""
-        self.length = longest
-        place = torch.arange(longest, device=pad_P.device)
-        if bool((pad_P > 0).any()):
-            padded = place[None, :] < pad_P[:, None]
-            self.bias = torch.zeros(padded.shape, device=pad_P.device).masked_fill_(padded, float("-inf"))[
-                :, None, None
-            ]
-
-    def prefill_mask(self, pad_P: torch.Tensor, longest: int, dtype: torch.dtype) -> torch.Tensor:
-        """(P, 1, T, C + T), additive: causal, padding hidden; a padded query sees itself, lest it is all -inf."""
-        place = torch.arange(longest, device=pad_P.device)
-        causal = place[None, :] <= place[:, None]
-        seen = causal[None] & (place[None, None, :] >= pad_P[:, None, None]) | torch.eye(
-            longest, dtype=torch.bool, device=pad_P.device
-        )
-        common = self.shared[0].common
-        if common is not None:
-            seen = torch.cat([seen.new_ones(len(pad_P), longest, common[0].shape[2]), seen], 2)
-        return torch.zeros(seen.shape, dtype=dtype, device=pad_P.device).masked_fill_(~seen, float("-inf"))[:, None]
-
-    def expand(self, prompt_B: torch.Tensor, room: int) -> None:
-        """From one row per prompt to one per request, with ``room`` further positions."""
-        self._take(prompt_B, self.length + room)
-        if self.bias is not None:
-            bias = self.shared[0].keys.new_zeros(len(prompt_B), 1, 1, self.length + room)
-            bias[..., : self.length] = self.bias[prompt_B]
-            self.bias = bias
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop every other row."""
-        self._take(rows, self.shared[0].keys.shape[2])
+        for layer in self.shared:
+            for name in ("keys", "values"):
+                old = getattr(layer, name)
+                new = old.new_empty(len(rows), *old.shape[1:])
+                torch.index_select(old[:, :, : self.length], 0, rows, out=new[:, :, : self.length])
+                setattr(layer, name, new)
         if self.bias is not None:
             self.bias = self.bias[rows]
 
     def decode_mask(self) -> torch.Tensor | None:
-        """Call before each step: makes room for one position, returns its additive mask (B, 1, 1, T) or None."""
+        """Call before each step: its additive mask (B, 1, 1, T), or None."""
         return None if self.bias is None else self.bias[..., : self.length + 1]
 
     def advance(self) -> None:
         self.length += 1
 
-    def _take(self, rows: torch.Tensor, size: int) -> None:
-        for layer in self.shared:
-            for name in ("keys", "values"):
-                old = getattr(layer, name)
-                new = old.new_empty(len(rows), old.shape[1], size, old.shape[3])
-                torch.index_select(old[:, :, : self.length], 0, rows, out=new[:, :, : self.length])
-                setattr(layer, name, new)
+
+def _rows(tokens: torch.Tensor, place_BT: torch.Tensor, room: int) -> torch.Tensor:
+    """(tokens, H, D) → (B, H, T + room, D), the last positions left as they come."""
+    rows, length = place_BT.shape
+    _, heads, width = tokens.shape
+    out = tokens.new_empty(rows, heads, length + room, width)
+    out[:, :, :length] = tokens.index_select(0, place_BT.flatten()).view(rows, length, heads, width).transpose(1, 2)
+    return out
 
 
 @contextmanager
@@ -160,9 +141,7 @@ def _attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    common = getattr(_active, "common", None)
-    if query.shape[2] > 1 or (key.shape[2] == 1 and common is None):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    common = _active.common
     rows, heads, _, width = query.shape
     scale = width**-0.5 if scaling is None else scaling
     folded = query.reshape(rows, key.shape[1], -1, width)  # the query heads of a key-value head side by side

@@ -1,11 +1,11 @@
-"""The synchronous core: token requests in, token outputs out, batched, each distinct prompt computed once.
+"""The synchronous core: token requests in, token outputs out, batched, every shared prompt token computed once.
 
 Knows a loaded causal language model and nothing of text, messages, DSPy or weights on disk. Shapes: B rows
-(requests), P distinct prompts, T cached positions, V vocabulary entries.
+(requests), T cached positions, V vocabulary entries.
 
-It departs from ``generate`` of transformers in three places, each for speed on small models: keys and values
-lie in buffers that are allocated once, the prompt's are expanded to the rows that share it, and rows that have
-ended leave the batch as soon as they are a quarter of it.
+It departs from ``generate`` of transformers in three places, each for speed on small models: prompts are computed
+by ``prefix_store``, without padding; keys and values lie in buffers that are allocated once; and rows that have ended
+leave the batch as soon as they are a quarter of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from colever.engines.attention import SharedCache, decoding_attention
+from colever.engines.prefix_store import PrefixStore, causal, prefill
 from colever.engines.sampling import Sampling, sample, uniforms
 from colever.types import Cost
 
@@ -63,8 +64,15 @@ class Generator:
         self.end_ids = torch.tensor(sorted(end_ids), device=self.device)
         self.shape = ModelShape.of(model)
 
-    def run(self, requests: Sequence[TokenRequest]) -> tuple[list[TokenOutput], Cost]:
-        """Outputs in the order of ``requests``, and what they cost (tokens computed, FLOPs)."""
+    def store(self) -> PrefixStore:
+        """An empty one, for batches whose prompts have much in common."""
+        return PrefixStore(self.max_batch_tokens)
+
+    def run(self, requests: Sequence[TokenRequest], store: PrefixStore) -> tuple[list[TokenOutput], Cost]:
+        """Outputs in the order of ``requests``, and what they cost (tokens computed, FLOPs).
+
+        ``store`` holds what earlier batches computed under the same weights, and takes in what this one does.
+        """
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), requests[i].prompt_ids, i))
         outputs: dict[int, TokenOutput] = {}
         cost = Cost()
@@ -74,7 +82,8 @@ class Generator:
             with torch.inference_mode(), decoding_attention(self.model):
                 for chunk in self._chunks(requests, order):
                     rows = [requests[i] for i in chunk]
-                    made, spent = self._run_chunk(rows)
+                    made, spent = self._run_chunk(rows, store)
+                    store.trim()
                     outputs.update(zip(chunk, made, strict=True))
                     cost = cost + spent
         finally:
@@ -95,48 +104,39 @@ class Generator:
         if chunk:
             yield chunk
 
-    def _run_chunk(self, rows: Sequence[TokenRequest]) -> tuple[list[TokenOutput], Cost]:
+    def _run_chunk(self, rows: Sequence[TokenRequest], store: PrefixStore) -> tuple[list[TokenOutput], Cost]:
         prompts = list(dict.fromkeys(r.prompt_ids for r in rows))
-        place = {p: i for i, p in enumerate(prompts)}
-        cache, logits_PV, common = self._prefill(prompts)
-        prompt_B = torch.tensor([place[r.prompt_ids] for r in rows], device=self.device)
-        cache.expand(prompt_B, max(r.max_tokens for r in rows))
-        outputs = _Decoding(self, rows, cache).run(logits_PV[prompt_B])
-        return outputs, self.shape.cost(prompts, common, rows, outputs)
-
-    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[SharedCache, torch.Tensor, int]:
-        """The cache of P prompts (left-padded), their next-token logits (P, V), and the length of their common start.
-
-        The common start of several prompts (system message, demos) is computed once and shared.
-        """
+        filled = prefill(self.model, prompts, store)
+        number = {p: i for i, p in enumerate(prompts)}
+        prompt_B = [number[r.prompt_ids] for r in rows]
+        places = [filled.places[i] for i in prompt_B]
         common = common_prefix(prompts)
-        cache = SharedCache(self.shape.layers)
-        if common:
-            self.forward(torch.tensor([prompts[0][:common]], device=self.device), None, None, cache)
-            cache.share_prefix()
-        longest = max(map(len, prompts)) - common
-        pad = [longest - (len(p) - common) for p in prompts]
-        ids = torch.tensor([[0] * n + list(p[common:]) for n, p in zip(pad, prompts, strict=True)], device=self.device)
-        pad_P = torch.tensor(pad, device=self.device)
-        cache.begin_rows(pad_P, longest)
-        place = torch.arange(longest, device=self.device)
-        positions = (place[None, :] - pad_P[:, None]).clamp_(min=0) + common
-        mask = cache.prefill_mask(pad_P, longest, self.model.dtype) if common or any(pad) else None
-        return cache, self.forward(ids, positions, mask, cache), common
+        longest = max(map(len, places)) - common
+        pad = [longest - (len(p) - common) for p in places]
+        own = np.stack(
+            [np.concatenate([np.zeros(n, dtype=np.int64), p[common:]]) for n, p in zip(pad, places, strict=True)]
+        )
+        cache = SharedCache(
+            list(zip(store.keys, store.values, strict=True)),
+            torch.from_numpy(places[0][:common]).to(self.device),
+            torch.from_numpy(own).to(self.device),
+            torch.tensor(pad, device=self.device),
+            max(r.max_tokens for r in rows),
+        )
+        outputs = _Decoding(self, rows, cache).run(filled.logits_PV[torch.tensor(prompt_B, device=self.device)])
+        return outputs, self.shape.cost(filled.tokens, filled.pairs, len(prompts), rows, outputs)
 
-    def forward(
-        self, ids: torch.Tensor, positions: torch.Tensor | None, mask: torch.Tensor | None, cache: SharedCache
-    ) -> torch.Tensor:
-        if positions is None:
-            positions = torch.arange(ids.shape[1], device=self.device)[None, :]
+    def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: SharedCache) -> torch.Tensor:
+        """Next-token logits (B, V) of one more token in each row."""
         output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
+            input_ids=ids[:, None],
+            attention_mask=cache.decode_mask(),
+            position_ids=positions[:, None],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
+        cache.advance()
         return output.logits[:, -1]
 
 
@@ -192,9 +192,7 @@ class _Decoding:
                     live, ids, how, whole = live[keep], ids[keep], how.select(keep), False
                     running = running[keep]
                     self.cache.keep(keep)
-            positions = (self.position_B[live] + (t - 1))[:, None]
-            logits = self.owner.forward(ids[:, None], positions, self.cache.decode_mask(), self.cache)
-            self.cache.advance()
+            logits = self.owner.step(ids, self.position_B[live] + (t - 1), self.cache)
         return self._outputs()
 
     def _write(self, t: int, live: torch.Tensor, whole: bool, ids: torch.Tensor, logprobs: torch.Tensor) -> None:
@@ -255,24 +253,14 @@ class ModelShape:
         return 2.0 * self.body * tokens + 4.0 * self.layers * self.attention * pairs + 2.0 * self.head * heads
 
     def cost(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        common: int,
-        rows: Sequence[TokenRequest],
-        outputs: Sequence[TokenOutput],
+        self, tokens: int, pairs: int, prompts: int, rows: Sequence[TokenRequest], outputs: Sequence[TokenOutput]
     ) -> Cost:
-        """Of one chunk: ``common`` tokens once, each prompt's rest once, each completion's tokens but the last."""
-        prompt_tokens = common + sum(len(p) - common for p in prompts)
-        pairs = _causal(common) + sum(_causal(len(p)) - _causal(common) for p in prompts)
+        """Of one chunk: ``tokens`` of its ``prompts`` that were computed, and each completion's but the last."""
         fed = completion = 0
         for row, output in zip(rows, outputs, strict=True):
             steps, start = len(output.ids) - 1, len(row.prompt_ids)
-            pairs += _causal(start + steps) - _causal(start)
+            pairs += causal(start + steps) - causal(start)
             fed += steps
             completion += len(output.ids)
-        flops = self.flops(prompt_tokens + fed, pairs, len(prompts) + fed)
-        return Cost(prompt_tokens=prompt_tokens, completion_tokens=completion, flops=flops)
-
-
-def _causal(length: int) -> int:
-    return length * (length + 1) // 2
+        flops = self.flops(tokens + fed, pairs, prompts + fed)
+        return Cost(prompt_tokens=tokens, completion_tokens=completion, flops=flops)

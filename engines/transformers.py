@@ -23,6 +23,7 @@ from dspy import lm15
 from colever.engines.calls import CallRecorder, current_call, stable_seed
 from colever.engines.generation import Generator, TokenOutput, TokenRequest
 from colever.engines.named import NamedWeights
+from colever.engines.prefix_store import PrefixStore
 from colever.engines.session import Gatherer, Session
 from colever.engines.weights import WeightSwap, file_digest
 from colever.errors import UsageError
@@ -127,11 +128,16 @@ class TransformersEngine:
         """Running totals since the engine was made: tokens computed and FLOPs."""
         return self._cost
 
-    def generate(self, requests: Sequence[TokenRequest]) -> list[Completion]:
-        """Complete all requests; the result of each depends on it and the weights alone (to float rounding)."""
+    def generate(self, requests: Sequence[TokenRequest], store: PrefixStore | None = None) -> list[Completion]:
+        """Complete all requests; the result of each depends on it and the weights alone (to float rounding).
+
+        ``store`` is a session's: what it holds of the requests' prompts is not computed again.
+        """
         with self._lock:
             version = self.version
-            outputs, cost = self._generator.run([self._fitted(r) for r in requests])
+            store = self._generator.store() if store is None else store
+            store.begin(version)
+            outputs, cost = self._generator.run([self._fitted(r) for r in requests], store)
             self._cost = self._cost + cost
         return [
             Completion(self._text(o, r), r.prompt_ids, o.ids, o.logprobs, o.finish_reason, version)
@@ -210,7 +216,8 @@ class TransformersEngine:
     @contextmanager
     def session(self, live: int) -> Iterator[Session]:
         """Batches for ``live`` concurrent rollouts, see ``Session``."""
-        session = Session(self.generate, live)
+        store = self._generator.store()
+        session = Session(lambda requests: self.generate(requests, store), live)
         try:
             yield session
         except BaseException as error:

@@ -31,14 +31,15 @@ from transformers import PrinterCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
+from colever.engines.branches import supports_branches
 from colever.engines.generation import ModelShape
+from colever.engines.prefix_layout import branch_work, build_layout, row_work
+from colever.engines.prefix_tree import prefix_tree
 from colever.errors import LeverError
 from colever.optimizers import shared_prefix
 from colever.optimizers.checkpoint import seal_checkpoint
 from colever.optimizers.grpo_settings import GrpoSettings, rate
 from colever.optimizers.importance import truncated_ratio
-from colever.optimizers.prefix_layout import branch_work, build_layout, row_work
-from colever.optimizers.prefix_tree import prefix_tree
 from colever.optimizers.processes import Team
 from colever.optimizers.trainer_loop import Touched, quiet
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
@@ -92,7 +93,11 @@ class ProgramTrainer(GRPOTrainer):
         if "ref" in getattr(policy, "peft_config", {}):
             policy.delete_adapter("ref")  # the reference is the base model, not the parent's adapter
         self._shape = ModelShape.of(self._base)
-        self._branches = settings.share_prefixes and shared_prefix.supports_branches(self._base)
+        self._branches = (
+            settings.share_prefixes
+            and supports_branches(self._base)
+            and not hasattr(self._base.config.get_text_config(), "output_router_logits")
+        )
         if self._branches:
             for part in (self._base, self.ref_model):
                 if part is not None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import dspy
+import numpy as np
 import pytest
 import torch
 from dspy.utils.exceptions import ContextWindowExceededError
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from colever.engines.generation import TokenRequest, common_prefix
 from colever.engines.lm import engine_lm, open_engine
+from colever.engines.prefix_store import PrefixStore
 from colever.engines.transformers import TransformersEngine
 from colever.errors import StoreError, UsageError
 from colever.types import Completion, Weights
@@ -141,8 +143,48 @@ def test_each_distinct_prompt_is_computed_once(engine: TransformersEngine) -> No
     before = engine.meter
     engine.generate(wanted)
     spent = engine.meter - before
-    assert spent.prompt_tokens == shared + sum(len(p) - shared for p in distinct)
+    assert spent.prompt_tokens <= shared + sum(len(p) - shared for p in distinct)
+    assert spent.prompt_tokens >= len({p[: i + 1] for p in distinct for i in range(len(p))})
     assert spent.completion_tokens == 64
+
+
+def growing(engine: TransformersEngine, call: int) -> list[TokenRequest]:
+    """An agent's ``call``-th calls in six rollouts: the history so far, then the same closing words."""
+    histories = ["".join(f"step {i}: looked at {row}, saw {i * row}. " for i in range(call)) for row in range(6)]
+    prompts = [engine.render([{"role": "user", "content": f"Find it. {h}Go on."}]) for h in histories]
+    return [TokenRequest(prompt, 6, 1.0, seed=10 * call + row) for row, prompt in enumerate(prompts)]
+
+
+def test_a_session_computes_a_growing_history_once(engine: TransformersEngine) -> None:
+    made, alone, spent = [], [], []
+    with engine.session(1) as session:
+        for call in range(8):
+            before = engine.meter.prompt_tokens
+            made += session._complete(growing(engine, call))
+            spent.append(engine.meter.prompt_tokens - before)
+    for call in range(8):
+        alone += engine.generate(growing(engine, call))
+    for one, other in zip(made, alone, strict=True):
+        assert one.completion_ids == other.completion_ids
+        assert one.logprobs == pytest.approx(other.logprobs, abs=2e-5)
+    lengths = [sum(len(r.prompt_ids) for r in growing(engine, call)) for call in range(8)]
+    assert lengths[-1] > 3 * lengths[1]
+    assert max(spent[2:]) < 1.2 * min(spent[2:])  # what is new in a call, however long the history is
+
+
+def test_a_store_forgets_what_does_not_fit_and_what_other_weights_made(engine: TransformersEngine) -> None:
+    store = PrefixStore(max_tokens=300)
+    for call in range(12):
+        made = engine.generate(growing(engine, call), store)
+        assert store.used <= 300
+        for one, other in zip(made, engine.generate(growing(engine, call)), strict=True):
+            assert one.completion_ids == other.completion_ids
+    prompt = np.asarray(growing(engine, 11)[0].prompt_ids)
+    kept = PrefixStore(max_tokens=10**6)
+    engine.generate(growing(engine, 11), kept)
+    assert len(kept.find(prompt)) == len(prompt) - 1
+    kept.begin("other weights")
+    assert len(kept.find(prompt)) == 0
 
 
 def test_flops_are_two_per_weight_and_token_and_four_per_pair(engine: TransformersEngine) -> None:
@@ -188,7 +230,7 @@ def test_a_bare_lm_call_works_and_repeats_with_a_seed(engine: TransformersEngine
 def test_concurrent_bare_calls_share_a_batch(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     run = engine._generator.run
-    monkeypatch.setattr(engine._generator, "run", lambda r: (sizes.append(len(r)), run(r))[1])
+    monkeypatch.setattr(engine._generator, "run", lambda r, store: (sizes.append(len(r)), run(r, store))[1])
     lm, answers = engine_lm(engine, max_tokens=8), {}
     threads = [threading.Thread(target=lambda i=i: answers.update({i: lm(f"say {i}")})) for i in range(12)]
     for thread in threads:

@@ -149,8 +149,8 @@ class Watch:
                 self.trained[-1][tuple(p[seen.bool()].tolist()), tuple(c[real.bool()].tolist())] += 1
             return compute(trainer, model, inputs)
 
-        def generated(requests):
-            made = generate(requests)
+        def generated(requests, *args):
+            made = generate(requests, *args)
             self.sampled[-1].update((c.prompt_ids, c.completion_ids) for c in made)
             return made
 

@@ -93,7 +93,7 @@ def test_neither_concurrency_nor_arrival_changes_anything(lm: dspy.LM, concurren
 def test_every_live_rollout_is_in_each_batch(lm: dspy.LM, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     generate = lm.engine._generator.run
-    monkeypatch.setattr(lm.engine._generator, "run", lambda r: (sizes.append(len(r)), generate(r))[1])
+    monkeypatch.setattr(lm.engine._generator, "run", lambda r, store: (sizes.append(len(r)), generate(r, store))[1])
     rollouts = run(lm)
     assert sizes == [24, sum(len(r.steps) == 2 for r in rollouts)]
 
@@ -192,7 +192,7 @@ def test_too_many_infrastructure_failures_raise(lm: dspy.LM, monkeypatch: pytest
 
 
 def test_an_error_in_the_batch_reaches_every_rollout(lm: dspy.LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(requests: Any) -> Any:
+    def broken(requests: Any, store: Any) -> Any:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(lm.engine._generator, "run", broken)
@@ -209,7 +209,7 @@ def test_an_error_of_the_scoring_code_stops_the_run(lm: dspy.LM) -> None:
 
 
 def test_an_interrupt_during_a_batch_ends_every_thread(lm: dspy.LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(requests: Any) -> Any:
+    def interrupted(requests: Any, store: Any) -> Any:
         _thread.interrupt_main()
         time.sleep(1)
 

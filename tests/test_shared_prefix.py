@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from colever.optimizers import prefix_layout as pl
+from colever.engines import prefix_layout as pl
+from colever.engines.branches import supports_branches
+from colever.engines.prefix_tree import Group, PrefixTree, Segment, prefix_tree
 from colever.optimizers import shared_prefix as sp
-from colever.optimizers.prefix_tree import Group, PrefixTree, Segment, prefix_tree
 
 PAD = 0
 
@@ -153,6 +154,6 @@ def test_work_is_counted():
 
 def test_sliding_windows_keep_padded_rows():
     model = tiny_model()
-    assert sp.supports_branches(model)
+    assert supports_branches(model)
     model.config.layer_types = ["full_attention", "sliding_attention"]
-    assert not sp.supports_branches(model)
+    assert not supports_branches(model)

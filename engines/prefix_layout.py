@@ -8,8 +8,10 @@ lie in one packed row without padding (embeddings, norms, projections and MLPs s
 gathers them into *blocks* of similar lengths, where each sees its *path*, the segments above it, and itself. Positions
 are those in the row's own prompt and completion.
 
-Shapes: T packed tokens, N completion tokens, B rows of a batch; in a block R segments or branches of at most C
-positions under U paths of at most P; S attention slots of all blocks, padding included.
+Keys and values lie in a *pool*: those of known segments first, as far as there are any, then the packed row's.
+
+Shapes: T packed tokens, K known ones, N completion tokens, B rows of a batch; in a block R segments or branches of at
+most C positions under U paths of at most P; S attention slots of all blocks, padding included.
 
 Departure from "one row with a block-diagonal mask": a dense mask over a prompt and its G completions costs
 (P + G·C)² attention and loses where completions are long; here attention costs P² / 2 + G·C·(P + C).
@@ -23,9 +25,11 @@ from typing import Any
 
 import torch
 
-from colever.optimizers.prefix_tree import Group, PrefixTree, prefix_tree
+from colever.engines.prefix_tree import Group, PrefixTree, prefix_tree
 
 PADDING = 1.25  # a block takes in a family as long as padded attention costs at most this factor
+BLOCK_TOKENS = 2**16  # and as long as its rows' keys, gathered, are no more
+KEPT_MASK = 2**22  # elements of a mask that is kept from layer to layer
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Block:
     row_width: int
     paths: int
     path_width: int
-    path_UP: torch.Tensor  # packed positions, flattened; 0 where a path is padded
+    path_UP: torch.Tensor  # places in the pool, flattened; 0 where a path is padded
     path_R: torch.Tensor  # the path of each row
     path_length_R: torch.Tensor
     equal: int  # rows per path where they are equal in number and in order, else 0
@@ -49,16 +53,17 @@ class Block:
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
         """(R or 1, 1, C, P + C), additive: own path without its padding, then itself causally."""
-        if dtype not in self.masks:
-            device, C, P = self.path_R.device, self.row_width, self.path_width
-            own = torch.ones(C, C, dtype=torch.bool, device=device).tril()
-            lengths = self.path_length_R[:1] if self.full else self.path_length_R
-            above = torch.arange(P, device=device)[None, :] < lengths[:, None]
-            seen = torch.cat([above[:, None, :].expand(-1, C, -1), own.expand(len(lengths), -1, -1)], -1)
-            self.masks[dtype] = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(
-                ~seen, torch.finfo(dtype).min
-            )[:, None]
-        return self.masks[dtype]
+        if dtype in self.masks:
+            return self.masks[dtype]
+        device, C, P = self.path_R.device, self.row_width, self.path_width
+        own = torch.ones(C, C, dtype=torch.bool, device=device).tril()
+        lengths = self.path_length_R[:1] if self.full else self.path_length_R
+        above = torch.arange(P, device=device)[None, :] < lengths[:, None]
+        seen = torch.cat([above[:, None, :].expand(-1, C, -1), own.expand(len(lengths), -1, -1)], -1)
+        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+        if mask.numel() <= KEPT_MASK:
+            self.masks[dtype] = mask
+        return mask
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class Layout:
     branch_N: torch.Tensor  # packed position that predicts each completion token
     label_N: torch.Tensor  # that completion token
     target_N: torch.Tensor  # where its log-probability goes in the flattened (B, completion width)
+    begins: dict[int, int]  # where each segment begins in the pool
+    known: int = 0  # K
 
     @property
     def tokens(self) -> int:
@@ -115,7 +122,8 @@ def build_layout(
     split = width - completion_width
     prompt_B = attention_mask[:, :split].sum(1).tolist()
     blocks = list(_blocks(_families(tree)))
-    begins = _segment_begins(blocks)
+    known = sum(s.tokens for s in tree.segments if s.known)
+    begins = _segment_begins(tree, blocks, known)
     packed, positions, slots, branch, labels, targets, made = [], [], [], [], [], [], []
     at = 0
     for families in blocks:
@@ -139,13 +147,16 @@ def build_layout(
         branch_N=torch.cat(branch).to(device),
         label_N=flat[torch.cat(labels).to(device)],
         target_N=torch.cat(targets).to(device),
+        begins=begins,
+        known=known,
     )
 
 
 def _families(tree: PrefixTree) -> list[_Family]:
     segments: dict[int, list[_Item]] = {}
     for number, s in enumerate(tree.segments):
-        segments.setdefault(s.parent, []).append(_Item(s.row, s.start, s.tokens, number))
+        if not s.known:
+            segments.setdefault(s.parent, []).append(_Item(s.row, s.start, s.tokens, number))
     branches: dict[int, list[_Item]] = {}
     for g in tree.groups:
         items = [_Item(row, g.prompt - 1, length) for row, length in zip(g.rows, g.completions, strict=True)]
@@ -159,9 +170,7 @@ def _blocks(families: Iterable[_Family]) -> Iterator[list[_Family]]:
     exact = 0
     for f in sorted(families, key=lambda f: (f.path, f.widest)):
         own = _attention_cost([f])
-        if block and (
-            _attention_cost([*block, f]) > PADDING * (exact + own) + 50_000 or (not block[0].path and f.path)
-        ):
+        if block and not _joins(block, f, exact + own):
             yield block
             block, exact = [], 0
         block.append(f)
@@ -170,15 +179,29 @@ def _blocks(families: Iterable[_Family]) -> Iterator[list[_Family]]:
         yield block
 
 
+def _joins(block: Sequence[_Family], family: _Family, exact: int) -> bool:
+    """Whether a family may be padded to one block with others, whose attention without padding costs ``exact``."""
+    if not block[0].path and family.path:
+        return False  # plain causal attention, which masks nothing, against attention with a path
+    families = [*block, family]
+    keys = sum(len(f.items) for f in families) * max(f.path + f.widest for f in families)
+    return keys <= BLOCK_TOKENS and _attention_cost(families) <= PADDING * exact + 50_000
+
+
 def _attention_cost(families: Sequence[_Family]) -> int:
     """Scores computed where these families are padded to one block; without a path, half are hidden and left out."""
     P, C = max(f.path for f in families), max(f.widest for f in families)
     return sum(len(f.items) for f in families) * (C * (P + C) if P else C * C // 2)
 
 
-def _segment_begins(blocks: Sequence[Sequence[_Family]]) -> dict[int, int]:
-    """Where each segment begins in the packed row."""
+def _segment_begins(tree: PrefixTree, blocks: Sequence[Sequence[_Family]], known: int) -> dict[int, int]:
+    """Where each segment begins in the pool: known ones in the tree's order, then those of the packed row."""
     begins, at = dict[int, int](), 0
+    for number, s in enumerate(tree.segments):
+        if s.known:
+            begins[number] = at
+            at += s.tokens
+    assert at == known
     for item in (item for block in blocks for family in block for item in family.items):
         if item.segment >= 0:
             begins[item.segment] = at

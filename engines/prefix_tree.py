@@ -1,4 +1,4 @@
-"""Which prompt tokens the rows of a batch share: a tree of segments, each computed once.
+"""Which prompt tokens the rows of a batch share: a tree of segments, each computed once, in sampling and in training.
 
 Knows token ids; knows nothing of layouts, models, rewards or losses.
 
@@ -11,7 +11,7 @@ segment but to each row's own branch (see ``prefix_layout``).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ class Segment:
     start: int
     stop: int
     row: int
+    known: bool = False  # its keys and values are at hand: it is attended to and not computed
 
     @property
     def tokens(self) -> int:
@@ -56,8 +57,35 @@ class PrefixTree:
 
     @property
     def tokens(self) -> int:
-        """How many tokens are computed: every segment once, and each row's completion."""
-        return sum(s.tokens for s in self.segments) + sum(sum(g.completions) for g in self.groups)
+        """How many tokens are computed: every segment that is not known once, and each row's completion."""
+        return sum(s.tokens for s in self.segments if not s.known) + sum(sum(g.completions) for g in self.groups)
+
+    def with_known(self, known_G: Sequence[int]) -> PrefixTree:
+        """The tree where the first ``known_G`` tokens of each group's prompt need not be computed.
+
+        A segment that is known in part is cut in two. A known segment's ``row`` is of the group that knows it.
+        """
+        reach = [s.start for s in self.segments]
+        row = [s.row for s in self.segments]
+        for group, known in zip(self.groups, known_G, strict=True):
+            at = group.segment
+            while at >= 0:
+                end = min(self.segments[at].stop, known)
+                if end > reach[at]:
+                    reach[at], row[at] = end, group.rows[0]
+                at = self.segments[at].parent
+        cut: list[Segment] = []
+        last = {-1: -1}
+        for number, s in enumerate(self.segments):
+            parent = last[s.parent]
+            if reach[number] > s.start:
+                cut.append(Segment(parent, s.start, reach[number], row[number], known=True))
+                parent = len(cut) - 1
+            if reach[number] < s.stop:
+                cut.append(Segment(parent, reach[number], s.stop, s.row))
+            last[number] = len(cut) - 1
+        groups = tuple(replace(g, segment=last[g.segment]) for g in self.groups)
+        return PrefixTree(tuple(cut), groups)
 
 
 def prefix_tree(input_ids: torch.Tensor, attention_mask: torch.Tensor, completion_width: int) -> PrefixTree:
