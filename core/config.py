@@ -68,6 +68,7 @@ class WeightSettings(Settings):
     importance_correction: Literal["auto", "on", "off"] = _setting("auto", "where sampler and trainer may differ")
     scale_rewards: Literal["group", "batch", "none"] = _setting("group", "whose spread divides the advantages")
     grouping: Literal["predictor", "trajectory"] = _setting("predictor", "what is compared: calls, or whole rollouts")
+    step_weights: bool = _setting(True, "a rollout counts the same however many calls it makes")
     max_grad_norm: float = _setting(1.0, "gradients are clipped to this norm", gt=0)
     peft: Literal["auto", "none", "lora", "dora"] = _setting(
         "auto", "none trains all weights, lora and dora an adapter; auto: none for the seed model, else lora"
@@ -79,7 +80,9 @@ class WeightSettings(Settings):
     validate_every: int = _setting(10, "updates between looks at them", ge=1)
     patience: int = _setting(2, "looks without a better score after which the pull stops", ge=1)
     empty_updates: int = _setting(8, "updates in a row with nothing to learn after which the pull stops", ge=1)
-    batch_tokens: int = _setting(4096, "tokens computed per forward and backward pass", ge=64)
+    batch_tokens: int = _setting(
+        0, "tokens computed per forward and backward pass; 0: 1024 on a CPU, 8192 on a GPU", ge=0
+    )
     save_every: int = _setting(10, "updates between checkpoints, from which a killed pull goes on", ge=1)
 
 

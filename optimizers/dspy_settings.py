@@ -48,7 +48,7 @@ class ReinforceSettings(TrainSettings):
     beta: float = Field(default=0.0, ge=0)
     loss: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo"] = "dapo"
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    batch_tokens: int = Field(default=4096, ge=64)
+    batch_tokens: int = Field(default=0, ge=0)
     max_updates: int = Field(default=10_000, ge=1)
 
 

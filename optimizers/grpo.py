@@ -72,6 +72,7 @@ class ProgramTrainer(GRPOTrainer):
         self.settings = settings
         self.flops = 0.0  # counted, of every update so far in this process
         self.trained_tokens = 0
+        self.computed_tokens = 0  # forward passes with gradients, padding included
         self._sample, self._after_update, self._remember = sample, after_update, remember
         self._inputs: dict[str, Any] = {}  # of the loss that is being computed
         self._logps: torch.Tensor | None = None
@@ -141,11 +142,11 @@ class ProgramTrainer(GRPOTrainer):
 
         Where there are too few, a row whose advantage and weight are 0 stands in.
         """
-        limit = self.settings.max_tokens
-        made = list(parts(rows, limit))
+        limit = self.settings.part_tokens(self.accelerator.device)
+        made = list(parts(rows, limit, padded=not self._branches))
         while 0 < len(made) < min(team.size, len(rows)) and limit > 1:
             limit //= 2
-            made = list(parts(rows, limit))
+            made = list(parts(rows, limit, padded=not self._branches))
         own = team.share(made)
         stand_in = [[replace(row, advantage=0.0, weight=0.0)] for row in rows[:1]]
         return own + stand_in * (math.ceil(len(made) / team.size) - len(own))
@@ -251,6 +252,7 @@ class ProgramTrainer(GRPOTrainer):
             )
             aux = None
         if torch.is_grad_enabled():
+            self.computed_tokens += (shared if branches else padded).tokens
             self._logps = logps.detach()
             self._entropies = None if entropies is None else entropies.detach()
             if self.settings.correct:

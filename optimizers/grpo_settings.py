@@ -24,12 +24,16 @@ class GrpoSettings:
     loss: str
     max_grad_norm: float
     max_completion: int  # dr_grpo's divisor
-    max_tokens: int  # computed tokens per forward and backward pass
+    max_tokens: int  # computed tokens per forward and backward pass; 0: see ``part_tokens``
     save_every: int
     seed: int
     share_prefixes: bool = True
     level: str = "token"  # of importance ratios: token | sequence
     correct: bool = False  # weigh tokens by the trainer's over the sampler's probability
+
+    def part_tokens(self, device: torch.device) -> int:
+        """What a pass may compute: unless told, little on a CPU, where more takes memory and gains no time."""
+        return self.max_tokens or (1024 if device.type == "cpu" else 8192)
 
     def arguments(self, folder: Path, device: torch.device) -> GRPOConfig:
         """TRL's configuration; checkpoints go to ``folder``."""

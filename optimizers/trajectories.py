@@ -12,7 +12,8 @@ Departures from GRPO (arXiv:2402.03300):
 - Groups may differ in size: a program may skip a predictor or call it in a loop. Nothing is repeated to fill a group.
 - A row's weight is 1 / (steps of its trajectory), scaled so that the batch's rows have mean weight 1: a trajectory
   counts the same however many calls it makes, and with equally many calls each every weight is 1. Where numbers of
-  calls differ this turns the gradient away from the policy gradient (docs/weight-lever.md has how far).
+  calls differ this turns the gradient away from the policy gradient (docs/weight-lever.md has how far);
+  ``weighted=False`` leaves all weights at 1.
 - A group without two different rewards has no gradient and is left out of the computation. Its rows and tokens still
   count in the loss's divisors, so that the policy gradient is the one that TRL computes with them in. A KL penalty,
   which TRL also takes of them, is left out with them.
@@ -37,6 +38,7 @@ Signal = Literal["advantage", "best"]
 GroupKey = tuple[str, str, int]  # example id, predictor, occurrence ("" and 0 where trajectories are grouped)
 
 SCALE_FLOOR = 1e-4
+PADDING = 0.1  # of a part's computed tokens
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def training_batch(
     grouping: Grouping = "predictor",
     scaling: Scaling = "group",
     signal: Signal = "advantage",
+    weighted: bool = True,
 ) -> TrainingBatch:
     """The rows of one update from its rollouts.
 
@@ -98,9 +101,9 @@ def training_batch(
     for rollout, steps in kept:
         for step in steps:
             groups.setdefault(_group_key(rollout, step, grouping), []).append((rollout, step))
-    weights = step_weights([len(steps) for _, steps in kept])
+    weights = step_weights([len(steps) for _, steps in kept]) if weighted else [1.0] * len(kept)
     weight_of = {id(rollout): weight for (rollout, _), weight in zip(kept, weights, strict=True)}
-    everything = [r.score.total for members in groups.values() for r, _ in members if r.score is not None]
+    everything = [_total(r) for r, steps in kept if steps]
     rows: list[Row] = []
     constant = 0
     for key, members in groups.items():
@@ -108,26 +111,14 @@ def training_batch(
         if is_constant(rewards.values()):
             constant += 1
             continue
-        mean = sum(rewards.values()) / len(rewards)
+        mean, highest = _mean(list(rewards.values())), max(rewards.values())
         scale = _scale(list(rewards.values()), everything, scaling)
-        highest = max(rewards.values())
         for rollout, step in members:
-            c = step.completion
             reward = rewards[id(rollout)]
-            if signal == "best" and reward < highest:
-                continue
-            rows.append(
-                Row(
-                    key,
-                    rollout.sample,
-                    c.prompt_ids,
-                    c.completion_ids,
-                    c.logprobs,
-                    reward,
-                    1.0 if signal == "best" else (reward - mean) / scale,
-                    weight_of[id(rollout)],
-                )
-            )
+            if signal == "advantage":
+                rows.append(_row(key, rollout, step, (reward - mean) / scale, weight_of[id(rollout)]))
+            elif reward == highest:
+                rows.append(_row(key, rollout, step, 1.0, weight_of[id(rollout)]))
     counted = rows if signal == "best" else [s.completion for _, steps in kept for s in steps]
     return TrainingBatch(
         rows=tuple(rows),
@@ -142,6 +133,11 @@ def training_batch(
         by_criterion=_by_criterion(scored),
         completion_tokens=_lengths(scored),
     )
+
+
+def _row(key: GroupKey, rollout: Rollout, step: Step, advantage: float, weight: float) -> Row:
+    c = step.completion
+    return Row(key, rollout.sample, c.prompt_ids, c.completion_ids, c.logprobs, _total(rollout), advantage, weight)
 
 
 def check_fresh(rollouts: Iterable[Rollout], version: str) -> None:
@@ -178,25 +174,53 @@ def is_constant(rewards: Iterable[float]) -> bool:
     return len(values) < 2 or max(values) - min(values) < 1e-9
 
 
-def parts(rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
-    """Rows in parts of about equal size and of at most ``max_tokens`` computed tokens (or one row)."""
-    if not rows:
+def parts(rows: Sequence[Row], max_tokens: int, *, padded: bool = False) -> Iterator[list[Row]]:
+    """Rows in parts of at most ``max_tokens`` computed tokens (or one row), of about equal size.
+
+    A part computes its own prefixes, so one that opens with a long prompt may grow to twice that prompt: however long
+    an agent's history is, the split makes it cost three times as much at most. ``padded``: rows are padded and share
+    nothing; a part is ended before padding is a tenth of it.
+    """
+    if padded:
+        yield from _padded_parts(rows, max_tokens)
         return
     ordered = sorted(rows, key=lambda r: (r.prompt_ids, len(r.completion_ids)))  # those that share a prefix together
     fresh = [_fresh(before, row) for before, row in zip([None, *ordered], ordered, strict=False)]
     whole = sum(len(r.completion_ids) for r in rows) + sum(fresh)
-    target = whole / math.ceil(whole / max_tokens)
+    target = whole / max(1, math.ceil(whole / max_tokens))
     part: list[Row] = []
-    size = 0
+    size = opening = 0
     for row, new in zip(ordered, fresh, strict=True):
         cost = len(row.completion_ids) + new
-        if part and (size + cost > max_tokens or (new and size + cost / 2 > target)):
+        limit = max(max_tokens, 2 * opening)
+        balanced = limit == max_tokens and new and size + cost / 2 > target
+        if part and (size + cost > limit or balanced):
             yield part
-            part, size = [], 0
+            part = []
+        if not part:
+            size, opening = 0, len(row.prompt_ids)
             cost = len(row.completion_ids) + _fresh(None, row)
         part.append(row)
         size += cost
-    yield part
+    if part:
+        yield part
+
+
+def _padded_parts(rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
+    part: list[Row] = []
+    prompt = completion = real = 0
+    for row in sorted(rows, key=lambda r: (len(r.prompt_ids), len(r.completion_ids), r.prompt_ids)):
+        lengths = len(row.prompt_ids), len(row.completion_ids)
+        wider = max(prompt, lengths[0]), max(completion, lengths[1])
+        computed = (len(part) + 1) * sum(wider)
+        if part and (computed > max_tokens or computed - real - sum(lengths) > PADDING * computed):
+            yield part
+            part, real, wider = [], 0, lengths
+        part.append(row)
+        prompt, completion = wider
+        real += sum(lengths)
+    if part:
+        yield part
 
 
 def _fresh(before: Row | None, row: Row) -> int:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from colever.optimizers.budget import Budget
     from colever.tasks.task import Task
 
-GAP_ALARM = 1e-3  # |trainer's − sampler's log-probability| of one token in float32
+GAP_ALARM = 1e-4  # |trainer's − sampler's log-probability| of one token in float32
 CONSTANT_ALARM = 0.8  # mean share of groups that trained nothing
 SOLVED = 0.99  # mean reward from which "nothing left to learn" is a success
 
@@ -148,6 +148,7 @@ class _Pull:
             version=self.engine.version,
             grouping=s.grouping,
             scaling=s.scale_rewards,
+            weighted=s.step_weights,
             signal="best" if s.way == "rejection" else "advantage",
         )
         curriculum.remember(self.spent, (name for name, _ in examples), (row.group[0] for row in self.last.rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import random
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -305,8 +306,35 @@ def test_parts_hold_every_row_once_within_the_limit(max_tokens):
     for part in split:
         prompts = {r.prompt_ids for r in part}
         size = sum(len(p) - 1 for p in prompts) + sum(len(r.completion_ids) for r in part)
-        assert size <= max_tokens or len(part) == 1
+        assert size <= max(max_tokens, 2 * len(part[0].prompt_ids)) or len(part) == 1
     assert list(parts([], 10)) == []
+
+
+@pytest.mark.parametrize("max_tokens", [60, 400, 10_000])
+def test_padded_parts_pad_less_than_a_tenth(max_tokens):
+    source = random.Random(0)
+    lengths = [(source.choice([12, 13, 40, 41, 90]), source.randrange(1, 20)) for _ in range(200)]
+    rows = [Row((str(i), "p", 0), i, (1,) * p, (2,) * c, (0.0,) * c, 0.0, 1.0, 1.0) for i, (p, c) in enumerate(lengths)]
+    split = list(parts(rows, max_tokens, padded=True))
+    assert sorted(r.sample for part in split for r in part) == list(range(200))
+    for part in split:
+        real = sum(len(r.prompt_ids) + len(r.completion_ids) for r in part)
+        computed = len(part) * (max(len(r.prompt_ids) for r in part) + max(len(r.completion_ids) for r in part))
+        assert computed - real <= 0.1 * computed
+        assert computed <= max_tokens or len(part) == 1
+    if max_tokens == 10_000:
+        assert len(split) < 40
+
+
+def test_a_part_with_a_long_prompt_may_grow_to_twice_it():
+    """An agent's calls, each prompt the last one's and 50 tokens more: computed three times at most, not n times."""
+    history = tuple(range(10, 4010))
+    rows = [Row(("a", "p", n), 0, history[: 50 * n], (5, 6), (0.0,) * 2, 0.0, 1.0, 1.0) for n in range(1, 81)]
+    split = list(parts(rows, 200))
+    computed = sum(max(len(r.prompt_ids) for r in part) + 2 * len(part) for part in split)
+    assert computed <= 3 * (4000 + 160)
+    assert len(split) < 8
+    assert [r for part in split for r in part] == rows
 
 
 def test_learning_rate_never_starts_at_zero():

@@ -123,3 +123,18 @@ def test_no_rollouts_make_an_empty_batch():
     batch = training_batch([], version="v1")
     assert batch.rows == ()
     assert batch.constant_share == 1.0
+
+
+def test_batch_scaling_counts_each_rollout_once():
+    """However many calls it makes: the deviation is that of the rewards, as in TRL, where a rollout is one row."""
+    rollouts = [rollout("a", 0, 0.0, [("p", 0)] * 3), rollout("a", 1, 1.0, [("p", 0)])]
+    batch = training_batch(rollouts, version="v1", grouping="trajectory", scaling="batch")
+    expected = 0.5 / (statistics.stdev([0.0, 1.0]) + 1e-4)
+    assert [abs(r.advantage) for r in batch.rows] == pytest.approx([expected] * 4)
+
+
+def test_step_weights_can_be_left_out():
+    rollouts = [rollout("a", 0, 0.0, [("p", 0), ("q", 0)]), rollout("a", 1, 1.0, [("p", 0)])]
+    for weighted, weights in ((True, {0.75, 1.5}), (False, {1.0})):
+        batch = training_batch(rollouts, version="v1", weighted=weighted)
+        assert {r.weight for r in batch.rows} == weights
