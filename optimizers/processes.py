@@ -1,4 +1,4 @@
-"""The processes that train one pull together (``torchrun``, ``accelerate launch``), or the only one. Knows ``torch.distributed``.
+"""The processes that train one pull together (as under ``torchrun``), or the only one. Knows ``torch.distributed``.
 
 Every process holds the whole model and the same state. Rollouts are shared out by example and gathered, so that all
 processes make the same batch of them; its rows are shared out for the backward passes, whose gradients are added up.
