@@ -22,11 +22,12 @@ from dspy import lm15
 
 from colever.engines.calls import CallRecorder, current_call, stable_seed
 from colever.engines.generation import Generator, TokenOutput, TokenRequest
+from colever.engines.memory import naming_memory
 from colever.engines.named import NamedWeights
 from colever.engines.prefix_store import PrefixStore
 from colever.engines.session import Gatherer, Session
 from colever.engines.weights import WeightSwap, file_digest
-from colever.errors import UsageError
+from colever.errors import InfrastructureError, UsageError
 from colever.types import Completion, Cost, Weights, digest_of
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -137,12 +138,20 @@ class TransformersEngine:
             version = self.version
             store = self._generator.store() if store is None else store
             store.begin(version)
-            outputs, cost = self._generator.run([self._fitted(r) for r in requests], store)
+            with naming_memory(self._out_of_memory):
+                outputs, cost = self._generator.run([self._fitted(r) for r in requests], store)
             self._cost = self._cost + cost
         return [
             Completion(self._text(o, r), r.prompt_ids, o.ids, o.logprobs, o.finish_reason, version)
             for r, o in zip(requests, outputs, strict=True)
         ]
+
+    def _out_of_memory(self, said: str) -> InfrastructureError:
+        most = self._generator.max_batch_tokens
+        return InfrastructureError(
+            f"out of memory while sampling ({said}). Try a smaller engine.max_batch_tokens (now {most}), the tokens of "
+            "the requests that run together"
+        )
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
         """Prompt token ids of chat messages (``role``, ``content``), the assistant's opening included."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from colever.errors import LeverError
 from colever.optimizers.processes import Team
+from colever.optimizers.writing import writing
 
 NEVER = -1.0  # below any score
 
@@ -36,7 +36,7 @@ class EarlyStop:
         self.curve = [*(point for point in self.curve if point[0] < update), (update, score)]
         if score > self.best:
             self.best, self.best_update, self.waited = score, update, 0
-            self._save(model)
+            Team.current().by_main(lambda: self._save(model))
         else:
             self.waited += 1
         return self.waited >= self.patience
@@ -68,15 +68,11 @@ class EarlyStop:
     def _save(self, model: Any) -> None:
         from safetensors.torch import save_file
 
-        if not Team.current().main:
-            return
         fresh = self._file.with_suffix(".tmp")
-        try:
+        with writing("the best weights so far", self._file, fresh):
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file({n: p.detach().contiguous() for n, p in _trainable(model).items()}, str(fresh))
             os.replace(fresh, self._file)
-        except OSError as error:
-            raise LeverError(f"the best weights so far cannot be written to {self._file}: {error}") from error
 
 
 def _trainable(model: Any) -> dict[str, Any]:

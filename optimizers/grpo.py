@@ -6,8 +6,8 @@ Knows rows of token ids with advantages; knows nothing of tasks, programs or bud
   split into parts of at most ``max_tokens`` computed tokens whose losses add up to the loss of the whole;
 - ``_get_per_token_logps_and_entropies``: log-probabilities with every shared prompt token computed once, where that is
   less work than TRL's padded rows;
-- ``_compute_loss``: TRL's, with its per-token advantages weighed by importance ratios where sampler and trainer may
-  differ; the greatest difference between its log-probabilities and the sampler's is noted;
+- ``_compute_loss``: TRL's, without its collective calls, with its per-token advantages weighed by importance ratios
+  where sampler and trainer may differ; the greatest difference between the two's log-probabilities is noted;
 - data loader, learning-rate schedule (a warm-up does not begin at 0), checkpoint folder, model card, telemetry.
 
 An update without rows changes nothing: no gradient, no optimizer state.
@@ -19,7 +19,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from trl.trainer.utils import use_adapter
 
 from colever.engines.branches import supports_branches
 from colever.engines.generation import ModelShape
+from colever.engines.memory import naming_memory
 from colever.engines.prefix_layout import branch_work, build_layout, row_work
 from colever.engines.prefix_tree import prefix_tree
 from colever.errors import LeverError
@@ -40,12 +40,15 @@ from colever.optimizers import shared_prefix
 from colever.optimizers.checkpoint import seal_checkpoint
 from colever.optimizers.grpo_settings import GrpoSettings, rate
 from colever.optimizers.importance import truncated_ratio
-from colever.optimizers.processes import Team
-from colever.optimizers.trainer_loop import Touched, quiet
+from colever.optimizers.loss_inputs import loss_inputs
+from colever.optimizers.processes import OneProcess, Team
+from colever.optimizers.trainer_loop import Touched, joined, not_finite, quiet
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
+from colever.optimizers.writing import writing
 
 PER_ROW = frozenset({"grpo", "dr_grpo"})  # losses that divide by the number of rows
 PER_TOKEN = frozenset({"bnpo"})  # by the number of completion tokens of the part at hand
+TRL_METRICS = {"kl": "kl", "clip_ratio/region_mean": "clip_fraction", "cispo_clip_ratio": "clip_fraction"}
 
 Sampler = Callable[[int], TrainingBatch | None]  # update index → rows from the weights as they are; None: enough
 Metrics = dict[str, float]
@@ -121,88 +124,71 @@ class ProgramTrainer(GRPOTrainer):
         sampled = time.monotonic()
         model.train()
         self._step += 1
-        loss = torch.zeros((), device=self.accelerator.device)
-        self._notes = {"entropy": 0.0, "logprob_gap": 0.0}
-        if self.settings.correct:
-            self._notes["importance_ratio"] = 0.0
-        tokens = sum(len(r.completion_ids) for r in batch.rows)
-        team, flops = Team.current(), self.flops
-        with self.accelerator.no_sync(model):
-            for part in self._own_parts(batch.rows, team):
-                loss += self._train_part(model, part, batch, tokens)
-        self._join(team, model, flops)
-        self._check_finite(float(loss), "loss")
-        self.trained_tokens += tokens
-        ended = time.monotonic()
-        self._notes.update({"seconds/rollouts": sampled - started, "seconds/update": ended - sampled})
-        return loss
+        team = Team.current()
+        notes = joined(team.together(lambda: self._train_parts(model, batch, team)))
+        if batch.rows:
+            team.sum_gradients(model.parameters())
+        loss = notes.pop("loss")
+        self.flops += notes.pop("flops")
+        self.trained_tokens += sum(len(r.completion_ids) for r in batch.rows)
+        self._check_finite(loss, "loss")
+        seconds = max(team.gather(time.monotonic() - sampled))  # the same in all: a cap on seconds ends all of them
+        self._notes = notes | {"seconds/rollouts": sampled - started, "seconds/update": seconds}
+        return torch.tensor(loss, device=self.accelerator.device)
+
+    def _train_parts(self, model: Any, batch: TrainingBatch, team: Team) -> Metrics:
+        """Forward and backward over this process's parts; their shares of the update's loss, FLOPs and metrics.
+
+        Without the wrapper and the collective calls of data-parallel training: processes may have different numbers
+        of parts, or none.
+        """
+        self._notes = {"loss": 0.0, "flops": 0.0, "entropy": 0.0, "logprob_gap": 0.0}
+        accelerator: Any = self.accelerator
+        self.accelerator = OneProcess(accelerator)
+        try:
+            with naming_memory(self._out_of_memory):
+                for part in self._own_parts(batch.rows, team):
+                    self._train_part(accelerator.unwrap_model(model), part, batch)
+        finally:
+            self.accelerator = accelerator
+        return self._notes
 
     def _own_parts(self, rows: Sequence[Row], team: Team) -> list[list[Row]]:
-        """This process's parts, equally many in each, since TRL gathers metrics in every loss.
-
-        Where there are too few, a row whose advantage and weight are 0 stands in.
-        """
+        """This process's parts; smaller ones where there would be fewer parts than processes."""
         limit = self.settings.part_tokens(self.accelerator.device)
         made = list(parts(rows, limit, padded=not self._branches))
         while 0 < len(made) < min(team.size, len(rows)) and limit > 1:
             limit //= 2
             made = list(parts(rows, limit, padded=not self._branches))
-        own = team.share(made)
-        stand_in = [[replace(row, advantage=0.0, weight=0.0)] for row in rows[:1]]
-        return own + stand_in * (math.ceil(len(made) / team.size) - len(own))
+        return team.share(made)
 
-    def _join(self, team: Team, model: Any, flops: float) -> None:
-        """The gradient, the notes and the FLOPs of all processes."""
-        if team.size == 1:
-            return
-        team.average_gradients(model.parameters())
-        gathered = team.gather({**self._notes, "flops": self.flops - flops})
-        self.flops = flops + sum(notes["flops"] for notes in gathered)
-        for name in self._notes:
-            join = max if name == "logprob_gap" else sum
-            self._notes[name] = join(notes[name] for notes in gathered)
-
-    def _train_part(self, model: Any, rows: Sequence[Row], batch: TrainingBatch, tokens: int) -> torch.Tensor:
-        trained = any(r.weight for r in rows)
-        inputs = self._tensors(rows, batch)
-        count = sum(len(r.completion_ids) for r in rows)
-        share = 1.0  # of a loss that divides by ``num_items_in_batch``, the whole batch's per process
-        if self.loss_type in PER_ROW:
-            share = len(rows) / batch.total_rows * self.accelerator.num_processes
-        elif self.loss_type in PER_TOKEN:
-            share = count / batch.total_tokens * self.accelerator.num_processes
-        share = share if trained else 0.0
-        loss = self.compute_loss(model, inputs) * share
-        self.accelerator.backward(loss)
-        assert self._entropies is not None
-        if not trained:
-            return loss.detach()
-        mean = float((self._entropies * inputs["completion_mask"]).sum()) / max(count, 1)
-        self._notes["entropy"] += mean * count / tokens
-        if "ratio" in inputs:
-            self._notes["importance_ratio"] += float((inputs["ratio"] * inputs["completion_mask"]).sum()) / tokens
-        return loss.detach()
-
-    def _tensors(self, rows: Sequence[Row], batch: TrainingBatch) -> dict[str, torch.Tensor]:
-        """What TRL's loss reads: prompts padded left, completions right."""
-        device = self.accelerator.device
-        prompt = max(len(r.prompt_ids) for r in rows)
-        width = max(len(r.completion_ids) for r in rows)
-        pad = self.pad_token_id
-        prompts = [[pad] * (prompt - len(r.prompt_ids)) + list(r.prompt_ids) for r in rows]
-        seen = [[0] * (prompt - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in rows]
-        inputs = {
-            "prompt_ids": torch.tensor(prompts, device=device),
-            "prompt_mask": torch.tensor(seen, device=device),
-            "completion_ids": _right([r.completion_ids for r in rows], pad, width).to(device),
-            "completion_mask": _right([[1] * len(r.completion_ids) for r in rows], 0, width).to(device),
-            "advantages": torch.tensor([r.advantage * r.weight for r in rows], device=device),
-            "num_items_in_batch": torch.tensor(float(batch.total_tokens), device=device),
-            "sampled": _right([r.logprobs for r in rows], 0.0, width).to(device),
-        }
+    def _train_part(self, model: Any, rows: Sequence[Row], batch: TrainingBatch) -> None:
+        inputs = loss_inputs(rows, batch.total_tokens, self.pad_token_id, self.accelerator.device)
         if self.beta != 0.0:
             inputs["ref_per_token_logps"] = self._reference(inputs)
-        return inputs
+        count = sum(len(r.completion_ids) for r in rows)
+        share = 1.0  # of a loss that divides by ``num_items_in_batch``
+        if self.loss_type in PER_ROW:
+            share = len(rows) / batch.total_rows
+        elif self.loss_type in PER_TOKEN:
+            share = count / batch.total_tokens
+        loss = self.compute_loss(model, inputs) * share
+        self.accelerator.backward(loss)
+        self._notes["loss"] += float(loss.detach())
+        self._note(inputs, count / sum(len(r.completion_ids) for r in batch.rows))
+
+    def _note(self, inputs: Mapping[str, torch.Tensor], share: float) -> None:
+        """Add a part's means over tokens; ``share`` is the part's of the update's trained tokens."""
+        mask = inputs["completion_mask"]
+        assert self._entropies is not None
+        means = {"entropy": float((self._entropies * mask).sum() / mask.sum().clamp(min=1))}
+        if "ratio" in inputs:
+            means["importance_ratio"] = float((inputs["ratio"] * mask).sum() / mask.sum().clamp(min=1))
+        seen = self._metrics["train"]
+        means |= {new: seen[old][-1] for old, new in TRL_METRICS.items() if seen.get(old)}
+        seen.clear()
+        for name, mean in means.items():
+            self._notes[name] = self._notes.get(name, 0.0) + mean * share
 
     @torch.no_grad()
     def _reference(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -272,7 +258,7 @@ class ProgramTrainer(GRPOTrainer):
     def _count(self, forward: float) -> None:
         """A forward pass, and behind one with gradients a backward pass: twice that, once under LoRA."""
         backward = (1.0 if self._base is not self.model else 2.0) if torch.is_grad_enabled() else 0.0
-        self.flops += forward * (1.0 + backward)
+        self._notes["flops"] = self._notes.get("flops", 0.0) + forward * (1.0 + backward)
 
     def _check_finite(self, value: float, what: str) -> None:
         if not math.isfinite(value):
@@ -281,6 +267,19 @@ class ProgramTrainer(GRPOTrainer):
                 f"learning_rate (now {self.settings.learning_rate:g}) or max_grad_norm (now "
                 f"{self.settings.max_grad_norm:g})"
             )
+
+    def _check_weights(self) -> None:
+        if broken := not_finite(self.model):
+            raise LeverError(
+                f"update {self.state.global_step - 1}: it left {broken} with values that are not finite: they are not "
+                f"saved. Try a lower learning_rate (now {self.settings.learning_rate:g})"
+            )
+
+    def _out_of_memory(self, said: str) -> LeverError:
+        return LeverError(
+            f"update {self.state.global_step}: out of memory ({said}). Try a smaller weights.batch_tokens (now "
+            f"{self.settings.part_tokens(self.args.device)}), the tokens computed per pass, or weights.peft=lora"
+        )
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
@@ -310,9 +309,7 @@ class ProgramTrainer(GRPOTrainer):
         super().log(logs, start_time)
         if "loss" not in logs:
             return  # the summary at the end
-        names = {"kl": "kl", "clip_ratio/region_mean": "clip_fraction", "cispo_clip_ratio": "clip_fraction"}
         metrics: Metrics = {k: float(logs[k]) for k in ("loss", "grad_norm", "learning_rate") if k in logs}
-        metrics |= {new: float(logs[old]) for old, new in names.items() if logs.get(old) is not None}
         self._after_update(self.state.global_step - 1, metrics | self._notes)
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -327,27 +324,32 @@ class ProgramTrainer(GRPOTrainer):
     # --- checkpoints -----------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        try:
-            super()._save_checkpoint(model, trial)
-            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-            team, memory = Team.current(), self._remember()
-            team.gather(None)  # every process's random state is written
-            team.by_main(lambda: seal_checkpoint(folder, memory))
-        except OSError as error:
-            raise LeverError(f"the checkpoint of update {self.state.global_step} cannot be written: {error}") from error
+        """By all processes, each of which has a random state; the seal comes last."""
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        what, team, memory = f"the checkpoint after {self.state.global_step} updates", Team.current(), self._remember()
+        save = super()._save_checkpoint
+
+        def write() -> None:
+            self._check_weights()
+            with writing(what, folder):
+                save(model, trial)
+
+        def seal() -> None:
+            with writing(what, folder):
+                seal_checkpoint(folder, memory)
+
+        team.together(write)
+        team.by_main(seal)
 
     def run(self, checkpoint: Path | None) -> None:
         """Train to the last update or until there is no batch, from ``checkpoint`` if there is one."""
-        with quiet(), suppress(_Enough):
+        with quiet(), suppress(_Enough), naming_memory(self._out_of_memory):
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        Team.current().together(self._check_weights)
 
 
 class _Enough(Exception):
     """Ends TRL's loop before an update."""
-
-
-def _right(rows: Sequence[Sequence[Any]], pad: Any, width: int) -> torch.Tensor:
-    return torch.tensor([list(r) + [pad] * (width - len(r)) for r in rows])
 
 
 def _no_reward(*args: Any, **kwargs: Any) -> list[float | None]:

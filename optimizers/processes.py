@@ -1,7 +1,7 @@
-"""The processes that train one pull together (``torchrun``), or the only one. Knows ``torch.distributed``.
+"""The processes that train one pull together (as under ``torchrun``), or the only one. Knows ``torch.distributed``.
 
 Every process holds the whole model and the same state. Rollouts are shared out by example and gathered, so that all
-processes make the same batch of them; its rows are shared out for the backward passes, whose gradients are averaged.
+processes make the same batch of them; its rows are shared out for the backward passes, whose gradients are added up.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from colever.errors import ColeverError
+from colever.errors import ColeverError, LeverError
 
 T = TypeVar("T")
 
@@ -50,24 +50,44 @@ class Team:
         return values
 
     def together(self, work: Callable[[], T]) -> list[T]:
-        """What ``work`` gave in each process. An error of ours in one of them is raised in all: none waits for ever."""
+        """What ``work`` gave in each process. An error in one of them is raised in all, so that none waits for ever.
+
+        The others raise one of ours as what it is and any other as LeverError; both name the process.
+        """
+        done, error = None, None
         try:
-            done, error = work(), None
-        except ColeverError as failure:
+            done = work()
+        except Exception as failure:  # the boundary to the other processes: each of them raises it
             if self.size == 1:
                 raise
-            done, error = None, failure
-        found = self.gather((done, error))
+            error = failure
+        found = self.gather((done, None if error is None else self._told(error)))
+        if error is not None:
+            raise error
         if failed := next((e for _, e in found if e is not None), None):
             raise failed
         return [value for value, _ in found]  # type: ignore[misc]
+
+    def _told(self, error: Exception) -> ColeverError:
+        if isinstance(error, ColeverError):
+            return type(error)(f"process {self.rank}: {error}")
+        return LeverError(f"process {self.rank}: {type(error).__name__}: {error}")
+
+    def agree(self, what: str, value: object) -> None:
+        """Raises LeverError unless ``value`` is the same in all processes."""
+        found = self.gather(value)
+        if any(other != found[0] for other in found):
+            raise LeverError(
+                f"{what} is not the same in all processes: {', '.join(map(str, found))}; accepted: one folder that all "
+                "of them can read"
+            )
 
     def by_main(self, work: Callable[[], T]) -> T:
         """What ``work`` gave in the first process, which alone does it."""
         return self.together(lambda: work() if self.main else None)[0]  # type: ignore[return-value]
 
-    def average_gradients(self, parameters: Iterable[Any]) -> None:
-        """Each gradient becomes its mean over the processes; one that is missing counts as 0."""
+    def sum_gradients(self, parameters: Iterable[Any]) -> None:
+        """Each gradient becomes its sum over the processes; one that is missing counts as 0."""
         if self.size == 1:
             return
         import torch
@@ -77,4 +97,25 @@ class Team:
             if p.requires_grad:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 dist.all_reduce(p.grad)
-                p.grad /= self.size
+
+
+class OneProcess:
+    """An ``accelerate.Accelerator`` as if this process were the only one: nothing is gathered and nothing reduced.
+
+    TRL's loss gathers metrics by row. Processes compute different numbers of parts and rows, which such calls do not
+    bear; what is worth knowing is joined once an update.
+    """
+
+    num_processes = 1
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def gather(self, value: T) -> T:
+        return value
+
+    def reduce(self, value: T, *args: Any, **kwargs: Any) -> T:
+        return value

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colever.config import WeightSettings
-from colever.errors import LeverError
+from colever.optimizers.writing import writing
 from colever.types import Weights, digest_of
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def save_weights(
 
     lora = settings.peft != "none" and parent.kind != "full"
     temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with writing("the trained weights", folder, temporary):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         if lora:
             model.save_pretrained(str(temporary))
             kind = model.peft_config["default"]
@@ -95,6 +95,4 @@ def save_weights(
             digest = file_digest([temporary / FULL_FILE])
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
-    except OSError as error:
-        raise LeverError(f"the trained weights cannot be written to {folder}: {error}") from error
     return Weights("lora" if lora else "full", str(folder), digest)

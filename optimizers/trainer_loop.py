@@ -1,11 +1,15 @@
-"""What surrounds TRL's loop: its summaries off, and a word whenever the weights changed. Knows transformers alone."""
+"""What surrounds TRL's loop: its summaries off, a word when the weights changed, what an update's numbers come to.
+
+Knows transformers and torch; nothing of rows or rewards.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 from transformers.utils import logging as hf_logging
 
@@ -35,3 +39,15 @@ class Touched(TrainerCallback):
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.touched()
+
+
+def joined(notes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """One update's numbers from those of its processes: sums of shares, and of gaps the greatest."""
+    names = dict.fromkeys(name for own in notes for name in own)
+    return {name: (max if name == "logprob_gap" else sum)(own.get(name, 0.0) for own in notes) for name in names}
+
+
+def not_finite(model: Any) -> str:
+    """The first trained parameter that holds a NaN or an infinity; empty if there is none."""
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return next((name for name, p in trained if not bool(torch.isfinite(p).all())), "")

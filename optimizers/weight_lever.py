@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 GAP_ALARM = 1e-4  # |trainer's − sampler's log-probability| of one token in float32
 CONSTANT_ALARM = 0.8  # mean share of groups that trained nothing
 SOLVED = 0.99  # mean reward from which "nothing left to learn" is a success
+NO_MATTER = {"batch_tokens", "save_every"}  # settings with which a pull goes on from a checkpoint made under others
 
 
 class WeightLever:
@@ -90,6 +91,7 @@ class WeightLever:
                 engine.touched,
             )
             pull.trainer, pull.model = trainer, model
+            Team.current().agree("the last checkpoint", found[0].name if found is not None else None)
             try:
                 if found is not None:
                     pull.recall(found[1])
@@ -129,7 +131,8 @@ class _Pull:
         self.program = apply_prompts(self.task.program(), self.candidate.prompts)
         s = self.settings
         self.lm = engine_lm(self.engine, temperature=s.temperature, max_tokens=self.task.max_tokens)
-        self.identity = digest_of([self.candidate.digest, s.model_dump(mode="json"), self.seed])
+        asked = s.model_dump(mode="json", exclude=NO_MATTER)
+        self.identity = digest_of([self.candidate.digest, asked, self.seed])
 
     def sample(self, update: int) -> TrainingBatch | None:
         """The rows of an update, from rollouts under the weights as they are; None if nothing is left to learn."""
@@ -143,14 +146,17 @@ class _Pull:
         else:
             examples = curriculum.in_turn(self.examples, s.examples_per_update, self.seed, update)
         rollouts = self._roll(examples, s.group_size, s.temperature, stable_seed(self.seed, "update", update))
-        self.last = training_batch(
-            rollouts,
-            version=self.engine.version,
-            grouping=s.grouping,
-            scaling=s.scale_rewards,
-            weighted=s.step_weights,
-            signal="best" if s.way == "rejection" else "advantage",
-        )
+        try:
+            self.last = training_batch(
+                rollouts,
+                version=self.engine.version,
+                grouping=s.grouping,
+                scaling=s.scale_rewards,
+                weighted=s.step_weights,
+                signal="best" if s.way == "rejection" else "advantage",
+            )
+        except LeverError as error:
+            raise LeverError(f"update {update}: {error}") from error
         curriculum.remember(self.spent, (name for name, _ in examples), (row.group[0] for row in self.last.rows))
         self._check_signal(update, self.last)
         return self.last
@@ -202,7 +208,6 @@ class _Pull:
         done = len(self.curves.get("reward", []))
         if not self.stopped:
             self._look(done)
-        Team.current().gather(None)  # the best weights are written
         self.early.restore(self.model)
         self.engine.touched()
 
