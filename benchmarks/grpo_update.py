@@ -5,6 +5,7 @@ their own lengths; the others are random tokens. Same rows, same 1M-parameter Qw
 loss. Each peer runs at its best number of threads and its best batch size, found first; then repeats alternate and
 medians are compared. Peak memory is that of a process of its own: what an update adds to the process with model and
 optimizer in place. TRL's tensors are built before the clock starts, ours within it.
+FLOPs and the floor are what ``floors.py`` says.
 
     python benchmarks/grpo_update.py                    # all workloads
     python benchmarks/grpo_update.py --repeats 3 --only arithmetic
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import random
 import statistics
 import subprocess
@@ -26,6 +28,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import floors
 
 VOCABULARY, GROUPS, GROUP_SIZE = 1024, 8, 8
 WORKLOADS = {"arithmetic": None, "180/30": (180, 30), "50/200": (50, 200)}  # prompt, completion; None: a task's own
@@ -74,6 +78,7 @@ def _compare(name: str, options: argparse.Namespace) -> dict[str, float]:
         file.write_text(json.dumps([[r.prompt_ids, r.completion_ids, r.advantage] for r in rows]))
         memory = {p: _memory(p, file, peers[p][2]) for p in PEERS}
         gap = _gap(rows, Path(folder) / "gap")
+        work = {p: floors.counted_flops(peers[p][0]) for p in PEERS}
     median = {p: statistics.median(s) for p, s in seconds.items()}
     prompts, tokens = {r.prompt_ids for r in rows}, [len(r.completion_ids) for r in rows]
     print(f"{name}: {len(rows)} rows, {len(prompts)} prompts of {statistics.mean(map(len, prompts)):.0f} tokens, "
@@ -83,12 +88,23 @@ def _compare(name: str, options: argparse.Namespace) -> dict[str, float]:
         unit = "rows" if p == "trl" else "tokens"
         print(f"  {p:8} {median[p] * 1e3:8.1f} ms  (min {min(seconds[p]) * 1e3:.1f}; {threads} threads, {size} {unit} "
               f"per pass)  update {memory[p]['update']:7.1f} MiB, process {memory[p]['process']:7.1f} MiB")  # fmt: skip
+    _print_work(rows, work, median)
     print(f"  speed-up {median['trl'] / median['colever']:.2f}, log-probability gap {gap:.2g}", flush=True)
     return {
         "speedup": median["trl"] / median["colever"],
         "memory": memory["colever"]["update"] / max(memory["trl"]["update"], 1e-9),
         "gap": gap,
     }
+
+
+def _print_work(rows: list[Any], work: dict[str, float], median: dict[str, float]) -> None:
+    """FLOPs counted per peer, the floor (forward and backward of every distinct token), and how near each peer is."""
+    calls = [(r.prompt_ids, len(r.completion_ids)) for r in rows]
+    model = _model()
+    floor = floors.Floor(3 * floors.least_flops(model, calls), floors.attainable(model, range(1, _cores() + 1)))
+    print(f"  {floor}")
+    for peer in PEERS:
+        print(f"  {peer:8} {work[peer] / 1e9:.1f} GFLOP counted; {floor.near(median[peer])}")
 
 
 # --- what is trained on --------------------------------------------------------------------------
@@ -236,16 +252,18 @@ BUILD = {"trl": _trl, "colever": _colever}
 
 def _best(peer: str, rows: list[Any], folder: Path, threads: list[int] | None) -> tuple[Callable[[], None], int, int]:
     """The peer's update with its fastest number of threads and size of a pass."""
-    import os
-
     tried = []
     for size in SIZES[peer]:
         _, run = BUILD[peer](rows, size, folder)
         run()
-        for count in threads or range(1, (os.cpu_count() or 1) + 1):
+        for count in threads or range(1, _cores() + 1):
             tried.append((min(_timed(run, count) for _ in range(2)), count, size, run))
     _, count, size, run = min(tried, key=lambda t: t[0])
     return run, count, size
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
 def _timed(run: Callable[[], None], threads: int) -> float:
