@@ -2,13 +2,14 @@
 
 The first workload is what the seed model writes for ``arithmetic``: two predictors' prompts, 8 examples × G 8, with
 their own lengths; the others are random tokens. Same rows, same 1M-parameter Qwen3 (random weights, float32), same
-loss. Each peer runs at its best number of threads and its best batch size, found first; then repeats alternate and
-medians are compared. Peak memory is that of a process of its own: what an update adds to the process with model and
-optimizer in place. TRL's tensors are built before the clock starts, ours within it.
+loss. TRL runs at its fastest batch size and Colever at its default one, each at its best number of threads; then
+repeats alternate and medians are compared. Peak memory is that of a process of its own: what an update adds to the
+process with model and optimizer in place. TRL's tensors are built before the clock starts, ours within it.
 FLOPs and the floor are what ``floors.py`` says.
 
     python benchmarks/grpo_update.py                    # all workloads
     python benchmarks/grpo_update.py --repeats 3 --only arithmetic
+    python benchmarks/grpo_update.py --sizes            # time and memory of each peer at every size of a pass
 
 The last line is JSON: ``speedup_vs_trl`` is the lower of the first two workloads', ``memory_vs_trl`` the higher.
 """
@@ -34,13 +35,19 @@ import floors
 VOCABULARY, GROUPS, GROUP_SIZE = 1024, 8, 8
 WORKLOADS = {"arithmetic": None, "180/30": (180, 30), "50/200": (50, 200)}  # prompt, completion; None: a task's own
 PEERS = ("trl", "colever")
-SIZES = {"trl": (8, 16, 32, 64), "colever": (1024, 2048, 4096, 8192)}  # rows; computed tokens
+SIZES = {"trl": (4, 8, 16, 32, 64), "colever": (0,)}  # rows; computed tokens, 0: the default
+ALL_SIZES = SIZES | {"colever": (512, 768, 1024, 2048, 4096, 8192)}
 
 
 def main() -> None:
     options = _options()
     if options.memory:
         print(json.dumps(_peak(options)))
+        return
+    if options.sizes:
+        for name in WORKLOADS:
+            if options.only in (None, name):
+                _print_sizes(name, options)
         return
     results = {name: _compare(name, options) for name in WORKLOADS if options.only in (None, name)}
     goal = [r for name, r in results.items() if name != "50/200"] or list(results.values())
@@ -59,6 +66,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, nargs="*", help="numbers of threads to try (default: 1 to all cores)")
     parser.add_argument("--only", choices=WORKLOADS)
+    parser.add_argument("--sizes", action="store_true", help="time and memory at every size of a pass")
     parser.add_argument("--memory", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, default=4096, help=argparse.SUPPRESS)
@@ -74,8 +82,7 @@ def _compare(name: str, options: argparse.Namespace) -> dict[str, float]:
         for _ in range(options.repeats):
             for peer, (run, threads, _) in peers.items():
                 seconds[peer].append(_timed(run, threads))
-        file = Path(folder) / "rows.json"
-        file.write_text(json.dumps([[r.prompt_ids, r.completion_ids, r.advantage] for r in rows]))
+        file = _write_rows(rows, Path(folder))
         memory = {p: _memory(p, file, peers[p][2]) for p in PEERS}
         gap = _gap(rows, Path(folder) / "gap")
         work = {p: floors.counted_flops(peers[p][0]) for p in PEERS}
@@ -105,6 +112,28 @@ def _print_work(rows: list[Any], work: dict[str, float], median: dict[str, float
     print(f"  {floor}")
     for peer in PEERS:
         print(f"  {peer:8} {work[peer] / 1e9:.1f} GFLOP counted; {floor.near(median[peer])}")
+
+
+def _print_sizes(name: str, options: argparse.Namespace) -> None:
+    """Milliseconds and MiB of both peers at every size of a pass, on one thread."""
+    lengths = WORKLOADS[name]
+    rows = _task_rows(name) if lengths is None else _random_rows(*lengths)
+    with tempfile.TemporaryDirectory() as folder:
+        file = _write_rows(rows, Path(folder))
+        for peer in PEERS:
+            for size in ALL_SIZES[peer]:
+                _, run = BUILD[peer](rows, size, Path(folder) / f"{peer}-{size}")
+                run()
+                fastest = min(_timed(run, 1) for _ in range(options.repeats))
+                memory = _memory(peer, file, size)["update"]
+                unit = "rows" if peer == "trl" else "tokens"
+                print(f"{name} {peer:8} {size:5} {unit:6} {fastest * 1e3:8.0f} ms {memory:8.0f} MiB", flush=True)
+
+
+def _write_rows(rows: list[Any], folder: Path) -> Path:
+    file = folder / "rows.json"
+    file.write_text(json.dumps([[r.prompt_ids, r.completion_ids, r.advantage] for r in rows]))
+    return file
 
 
 # --- what is trained on --------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Knows names, references to weights and turns; nothing of tensors or prompts: it is handed ``load``.
 
-``colever/<engine>`` asks for whatever the model holds, as a lever needs it while it trains in place.
+``colever/<engine>`` asks for whatever the model holds, as a lever needs it while it trains in place; on an engine that
+was loaded from a saved program, which others share, for the base weights.
 ``colever/<engine>@<digest>`` asks for those weights and no others: they are swapped in when it is their turn. So
 programs on different weights can share one engine, and each goes on answering as it did, whatever is trained beside it.
 """
@@ -26,6 +27,7 @@ class NamedWeights:
         self._prefix = f"colever/{name}"
         self._load = load
         self._known = {Weights().digest: Weights()}
+        self.unnamed: Weights | None = None  # what a name without weights asks for; None: whatever the model holds
         self._changed = threading.Condition()
         self._running: list[Weights | None] = []  # one entry per request; None: whatever the model holds
         self._held = False
@@ -38,7 +40,7 @@ class NamedWeights:
     def find(self, model: str) -> Weights | None:
         """The weights that a model name asks for; None: whatever the model holds. Raises UnsupportedModelError."""
         if not model.startswith(f"{self._prefix}@"):
-            return None
+            return None if self._held else self.unnamed
         digest = model.removeprefix(f"{self._prefix}@")
         if digest not in self._known:
             raise lm15.UnsupportedModelError(

@@ -250,6 +250,7 @@ class TransformersEngine:
         engine = _restored.get(key)
         if engine is None:
             engine = _restored[key] = cls(state["model"], dtype=state["dtype"], name=state["name"])
+            engine.named.unnamed = Weights()
         engine.named.restore(state.get("weights", []))
         return engine
 
