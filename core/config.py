@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from colever.errors import UsageError
 
@@ -72,6 +72,9 @@ class WeightSettings(Settings):
     peft: Literal["auto", "none", "lora", "dora"] = _setting(
         "auto", "none trains all weights, lora and dora an adapter; auto: none for the seed model, else lora"
     )
+    adapters: Literal["shared", "per_predictor"] = _setting(
+        "shared", "one adapter for all predictors, or one for each; per_predictor with peft auto: lora"
+    )
     lora_rank: int = _setting(16, "of the adapter", ge=1)
     lora_alpha: int = _setting(64, "the adapter is scaled by alpha / rank", ge=1)
     curriculum: bool = _setting(False, "rather draw examples whose last groups were not constant")
@@ -81,6 +84,15 @@ class WeightSettings(Settings):
     empty_updates: int = _setting(8, "updates in a row with nothing to learn after which the pull stops", ge=1)
     batch_tokens: int = _setting(4096, "tokens computed per forward and backward pass", ge=64)
     save_every: int = _setting(10, "updates between checkpoints, from which a killed pull goes on", ge=1)
+
+    @model_validator(mode="after")
+    def _adapters_need_peft(self) -> WeightSettings:
+        if self.adapters == "per_predictor" and self.peft == "none":
+            raise ValueError(
+                "weights.adapters=per_predictor needs an adapter to train, and weights.peft=none trains all weights; "
+                "accepted with it: peft lora, dora or auto"
+            )
+        return self
 
 
 class EngineSettings(Settings):

@@ -31,6 +31,7 @@ from transformers import PrinterCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
+from colever.engines.adapters import PredictorAdapters
 from colever.engines.generation import ModelShape
 from colever.errors import LeverError
 from colever.optimizers import shared_prefix
@@ -40,6 +41,7 @@ from colever.optimizers.importance import truncated_ratio
 from colever.optimizers.prefix_layout import branch_work, build_layout, row_work
 from colever.optimizers.prefix_tree import prefix_tree
 from colever.optimizers.processes import Team
+from colever.optimizers.row_tensors import row_tensors
 from colever.optimizers.trainer_loop import Touched, quiet
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
 
@@ -53,6 +55,8 @@ Metrics = dict[str, float]
 class ProgramTrainer(GRPOTrainer):
     """Trains ``model`` in place. ``sample`` gives an update's rows, ``after_update`` hears of every update's metrics.
 
+    ``adapters``: where every predictor has an adapter of its own, ``model`` with them; a row trains its predictor's
+    alone, all are in one optimizer, and one without rows in an update is not stepped.
     ``memory`` is any JSON that is kept with each checkpoint: ``remember`` gives it, ``resume`` hands it back.
     Raises LeverError for a loss or gradient that is not finite, before it reaches the weights.
     """
@@ -67,8 +71,10 @@ class ProgramTrainer(GRPOTrainer):
         after_update: Callable[[int, Metrics], None],
         remember: Callable[[], Mapping[str, Any]] = dict,
         touched: Callable[[], None] = lambda: None,
+        adapters: PredictorAdapters | None = None,
     ) -> None:
         self.settings = settings
+        self.adapters = adapters
         self.flops = 0.0  # counted, of every update so far in this process
         self.trained_tokens = 0
         self._sample, self._after_update, self._remember = sample, after_update, remember
@@ -76,27 +82,33 @@ class ProgramTrainer(GRPOTrainer):
         self._logps: torch.Tensor | None = None
         self._entropies: torch.Tensor | None = None
         self._notes: Metrics = {}
-        device = next(model.parameters()).device
+        arguments = settings.arguments(folder, next(model.parameters()).device)
+        if hasattr(model, "peft_config"):
+            arguments.beta = 0.0  # no copy of the adapter: the reference is the base model, all adapters off
         super().__init__(
             model=model,
             reward_funcs=_no_reward,
-            args=settings.arguments(folder, device),
+            args=arguments,
             train_dataset=Dataset.from_dict({"prompt": [""] * settings.updates}),
             processing_class=tokenizer,
             callbacks=[Touched(touched)],
         )
+        self.beta = settings.beta
         self.processing_class = None  # no copy of it in every checkpoint
         self.remove_callback(PrinterCallback)
         policy: Any = self.model
         self._base: Any = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-        if "ref" in getattr(policy, "peft_config", {}):
-            policy.delete_adapter("ref")  # the reference is the base model, not the parent's adapter
         self._shape = ModelShape.of(self._base)
         self._branches = settings.share_prefixes and shared_prefix.supports_branches(self._base)
         if self._branches:
             for part in (self._base, self.ref_model):
                 if part is not None:
                     shared_prefix.add_branches(part, settings.temperature)
+
+    def _switch(self, rows: Sequence[Row]) -> None:
+        """The adapter of these rows' predictor on; nothing where all predictors share the weights."""
+        if self.adapters is not None:
+            self.adapters.activate(rows[0].predictor)
 
     def release(self) -> None:
         """Give the model back as it came: TRL's and our ``forward`` are taken off."""
@@ -136,11 +148,11 @@ class ProgramTrainer(GRPOTrainer):
 
         Where there are too few, a row whose advantage and weight are 0 stands in.
         """
-        limit = self.settings.max_tokens
-        made = list(parts(rows, limit))
+        limit, apart = self.settings.max_tokens, self.adapters is not None
+        made = list(parts(rows, limit, apart))
         while 0 < len(made) < min(team.size, len(rows)) and limit > 1:
             limit //= 2
-            made = list(parts(rows, limit))
+            made = list(parts(rows, limit, apart))
         own = team.share(made)
         stand_in = [[replace(row, advantage=0.0, weight=0.0)] for row in rows[:1]]
         return own + stand_in * (math.ceil(len(made) / team.size) - len(own))
@@ -158,7 +170,10 @@ class ProgramTrainer(GRPOTrainer):
 
     def _train_part(self, model: Any, rows: Sequence[Row], batch: TrainingBatch, tokens: int) -> torch.Tensor:
         trained = any(r.weight for r in rows)
-        inputs = self._tensors(rows, batch)
+        inputs = row_tensors(rows, self.pad_token_id, batch.total_tokens, self.accelerator.device)
+        if self.beta != 0.0:
+            inputs["ref_per_token_logps"] = self._reference(inputs)
+        self._switch(rows)  # after the reference, behind which PEFT leaves this adapter alone trainable
         count = sum(len(r.completion_ids) for r in rows)
         share = 1.0  # of a loss that divides by ``num_items_in_batch``, the whole batch's per process
         if self.loss_type in PER_ROW:
@@ -176,27 +191,6 @@ class ProgramTrainer(GRPOTrainer):
         if "ratio" in inputs:
             self._notes["importance_ratio"] += float((inputs["ratio"] * inputs["completion_mask"]).sum()) / tokens
         return loss.detach()
-
-    def _tensors(self, rows: Sequence[Row], batch: TrainingBatch) -> dict[str, torch.Tensor]:
-        """What TRL's loss reads: prompts padded left, completions right."""
-        device = self.accelerator.device
-        prompt = max(len(r.prompt_ids) for r in rows)
-        width = max(len(r.completion_ids) for r in rows)
-        pad = self.pad_token_id
-        prompts = [[pad] * (prompt - len(r.prompt_ids)) + list(r.prompt_ids) for r in rows]
-        seen = [[0] * (prompt - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in rows]
-        inputs = {
-            "prompt_ids": torch.tensor(prompts, device=device),
-            "prompt_mask": torch.tensor(seen, device=device),
-            "completion_ids": _right([r.completion_ids for r in rows], pad, width).to(device),
-            "completion_mask": _right([[1] * len(r.completion_ids) for r in rows], 0, width).to(device),
-            "advantages": torch.tensor([r.advantage * r.weight for r in rows], device=device),
-            "num_items_in_batch": torch.tensor(float(batch.total_tokens), device=device),
-            "sampled": _right([r.logprobs for r in rows], 0.0, width).to(device),
-        }
-        if self.beta != 0.0:
-            inputs["ref_per_token_logps"] = self._reference(inputs)
-        return inputs
 
     @torch.no_grad()
     def _reference(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -319,6 +313,11 @@ class ProgramTrainer(GRPOTrainer):
 
     # --- checkpoints -----------------------------------------------------------------------------
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.adapters is not None:  # the optimizer, made next, takes what is trainable: one adapter as it is now
+            self.adapters.activate(next(iter(self.adapters.names)))
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         try:
             super()._save_checkpoint(model, trial)
@@ -337,10 +336,6 @@ class ProgramTrainer(GRPOTrainer):
 
 class _Enough(Exception):
     """Ends TRL's loop before an update."""
-
-
-def _right(rows: Sequence[Sequence[Any]], pad: Any, width: int) -> torch.Tensor:
-    return torch.tensor([list(r) + [pad] * (width - len(r)) for r in rows])
 
 
 def _no_reward(*args: Any, **kwargs: Any) -> list[float | None]:

@@ -51,6 +51,7 @@ class Row:
     reward: float
     advantage: float
     weight: float
+    predictor: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def training_batch(
                     reward,
                     1.0 if signal == "best" else (reward - mean) / scale,
                     weight_of[id(rollout)],
+                    step.predictor,
                 )
             )
     counted = rows if signal == "best" else [s.completion for _, steps in kept for s in steps]
@@ -178,8 +180,15 @@ def is_constant(rewards: Iterable[float]) -> bool:
     return len(values) < 2 or max(values) - min(values) < 1e-9
 
 
-def parts(rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
-    """Rows in parts of about equal size and of at most ``max_tokens`` computed tokens (or one row)."""
+def parts(rows: Sequence[Row], max_tokens: int, apart: bool = False) -> Iterator[list[Row]]:
+    """Rows in parts of about equal size and of at most ``max_tokens`` computed tokens (or one row).
+
+    ``apart``: no part holds rows of two predictors.
+    """
+    if apart:
+        for predictor in sorted({r.predictor for r in rows}):
+            yield from parts([r for r in rows if r.predictor == predictor], max_tokens)
+        return
     if not rows:
         return
     ordered = sorted(rows, key=lambda r: (r.prompt_ids, len(r.completion_ids)))  # those that share a prefix together

@@ -78,7 +78,7 @@ class WeightLever:
         if found is not None and found[1].get("identity") != pull.identity:
             shutil.rmtree(folder, ignore_errors=True)
             found = None
-        with trainable(engine, candidate.weights, s, seed) as model:
+        with trainable(engine, candidate.weights, s, seed, pull.predictors) as model:
             trainer = ProgramTrainer(
                 model,
                 engine.tokenizer,
@@ -88,6 +88,7 @@ class WeightLever:
                 pull.after_update,
                 pull.remember,
                 engine.touched,
+                engine.adapters,
             )
             pull.trainer, pull.model = trainer, model
             try:
@@ -130,6 +131,10 @@ class _Pull:
         s = self.settings
         self.lm = engine_lm(self.engine, temperature=s.temperature, max_tokens=self.task.max_tokens)
         self.identity = digest_of([self.candidate.digest, s.model_dump(mode="json"), self.seed])
+
+    @property
+    def predictors(self) -> list[str]:
+        return [name for name, _ in self.program.named_predictors()]
 
     def sample(self, update: int) -> TrainingBatch | None:
         """The rows of an update, from rollouts under the weights as they are; None if nothing is left to learn."""
