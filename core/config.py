@@ -100,6 +100,9 @@ class EngineSettings(Settings):
 
     device: str = _setting("auto", "auto, cpu, or cuda")
     dtype: Literal["float32", "bfloat16", "float16"] = _setting("float32", "of weights and activations")
+    quantization: Literal["none", "nf4"] = _setting(
+        "none", "nf4: linear layers held in 4 bit, adapters alone trained (QLoRA); needs the extra qlora"
+    )
     max_batch_tokens: int = _setting(32768, "prompt and completion tokens of the requests that run together", ge=256)
 
 
@@ -142,6 +145,15 @@ class SweepConfig(Settings):
     def _caps(cls, value: dict[str, float]) -> dict[str, float]:
         check_caps(value)
         return value
+
+    @model_validator(mode="after")
+    def _quantized_needs_peft(self) -> SweepConfig:
+        if self.engine.quantization != "none" and self.weights.peft == "none":
+            raise ValueError(
+                f"engine.quantization={self.engine.quantization} holds a base that cannot be trained, and weights.peft="
+                "none trains all weights; accepted with it: weights.peft lora, dora or auto"
+            )
+        return self
 
     @property
     def study_name(self) -> str:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -20,7 +21,7 @@ import torch
 from dspy import lm15
 
 from colever.engines.adapters import PredictorAdapters
-from colever.engines.base_model import DTYPES, checkpoint_files, context_length, end_ids, open_model
+from colever.engines.base_model import DTYPES, QUANTIZATIONS, checkpoint_files, context_length, end_ids, open_model
 from colever.engines.calls import CallRecorder, current_call, predictor_name, stable_seed
 from colever.engines.generation import Generator, TokenOutput, TokenRequest
 from colever.engines.named import NamedWeights
@@ -44,23 +45,26 @@ class TransformersEngine:
         *,
         device: str = "auto",
         dtype: str = "float32",
+        quantization: str = "none",  # nf4: the linear layers in 4 bit, on which adapters alone are trained
         max_batch_tokens: int = 32768,
         template: Mapping[str, Any] | None = None,  # further variables of the chat template
         name: str | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise UsageError(f"dtype {dtype!r}; accepted: {', '.join(DTYPES)}")
+        if quantization not in QUANTIZATIONS:
+            raise UsageError(f"quantization {quantization!r}; accepted: {', '.join(QUANTIZATIONS)}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.source = str(model)
         self.name = name or self.source
-        self.dtype = dtype
+        self.dtype, self.quantization = dtype, quantization
         self.template = {"enable_thinking": False, **(template or {})}
-        self.model, self.tokenizer = open_model(self.source, DTYPES[dtype], device)
+        self.model, self.tokenizer = open_model(self.source, DTYPES[dtype], device, quantization=quantization)
         self.device = next(self.model.parameters()).device
         self.context = context_length(self.model.config.get_text_config())
         self.end_ids = end_ids(self.model, self.tokenizer)
-        self._weights = WeightSwap(self.model, self._read_base)
+        self._weights = WeightSwap(self.model, self._read_base, frozen=self.quantized)
         self.named = NamedWeights(self.name, self.load)
         self._generator = Generator(self.model, self.end_ids, self._decode, max_batch_tokens)
         self._gatherer = Gatherer(self.generate)
@@ -70,6 +74,11 @@ class TransformersEngine:
         self._bare_calls = itertools.count()
 
     # --- weights ---------------------------------------------------------------------------------
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the base weights are, here or in the checkpoint: then adapters alone can be trained on them."""
+        return bool(getattr(self.model, "is_quantized", False))
 
     @property
     def version(self) -> str:
@@ -112,6 +121,7 @@ class TransformersEngine:
                 self.template,
                 self.dtype,
                 self.device.type,
+                *([self.quantization, version("bitsandbytes")] if self.quantization != "none" else []),
             ]
         )
 
@@ -260,15 +270,17 @@ class TransformersEngine:
 
     def dump_state(self) -> dict[str, Any]:
         """What ``load_state`` makes an equal engine of; weights that have a name are said by where they lie."""
-        return {"model": self.source, "dtype": self.dtype, "name": self.name, "weights": self.named.dump()}
+        how = {"model": self.source, "dtype": self.dtype, "name": self.name, "quantization": self.quantization}
+        return {**how, "weights": self.named.dump()}
 
     @classmethod
     def load_state(cls, state: Mapping[str, Any]) -> TransformersEngine:
         """An engine on that state; one model serves all the predictors of all programs that are loaded."""
-        key = (state["model"], state["dtype"], state["name"])
+        key = (state["model"], state["dtype"], state["name"], state.get("quantization", "none"))
         engine = _restored.get(key)
         if engine is None:
-            engine = _restored[key] = cls(state["model"], dtype=state["dtype"], name=state["name"])
+            engine = cls(key[0], dtype=key[1], name=key[2], quantization=key[3])
+            _restored[key] = engine
         engine.named.restore(state.get("weights", []))
         return engine
 

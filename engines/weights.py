@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from colever.engines.adapters import INDEX_FILE, PredictorAdapters, adapter_folders
-from colever.errors import StoreError
+from colever.errors import StoreError, UsageError
 from colever.types import Weights
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -22,10 +22,16 @@ FULL_FILE = "model.safetensors"
 
 
 class WeightSwap:
-    """Holds one model and puts weights into it; ``version`` names what it holds."""
+    """Holds one model and puts weights into it; ``version`` names what it holds.
 
-    def __init__(self, model: Any, read_base: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+    ``frozen``: the model's own tensors are quantized. They never change, and adapters alone can be loaded.
+    """
+
+    def __init__(
+        self, model: Any, read_base: Callable[[], Mapping[str, torch.Tensor]], *, frozen: bool = False
+    ) -> None:
         self.model = model
+        self.frozen = frozen
         self.adapter: Any = None  # the PeftModel around ``model`` while LoRA weights are loaded
         self.by_predictor: PredictorAdapters | None = None  # the same where every predictor has its own adapter
         self.loaded = Weights()
@@ -42,12 +48,20 @@ class WeightSwap:
     def touched(self) -> None:
         """The model was trained in place."""
         self._touched += 1
-        self._dirty, self._base_intact = True, False
+        self._dirty, self._base_intact = True, self.frozen
 
     def load(self, weights: Weights) -> None:
-        """Make the model hold ``weights``, if it does not already. Raises StoreError if a file is missing or wrong."""
+        """Make the model hold ``weights``, if it does not already. Raises StoreError if a file is missing or wrong.
+
+        Raises UsageError for full weights where the base is quantized.
+        """
         if not self._dirty and weights.kind == self.loaded.kind and weights.digest == self.loaded.digest:
             return
+        if self.frozen and weights.kind == "full":
+            raise UsageError(
+                f"weights {weights.digest} are full weights, and the engine's base is quantized; accepted there: base "
+                "weights and adapters, or engine.quantization=none with an unquantized checkpoint"
+            )
         file = weight_file(weights)  # before anything is changed
         self._strip_adapters()
         if weights.kind == "full":
@@ -118,7 +132,8 @@ class WeightSwap:
         self.adapter = self.by_predictor = None
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
-        self.model.requires_grad_(True)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())  # 4-bit weights lie in bytes
 
 
 def weight_file(weights: Weights) -> Path | None:

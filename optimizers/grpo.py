@@ -42,7 +42,7 @@ from colever.optimizers.prefix_layout import branch_work, build_layout, row_work
 from colever.optimizers.prefix_tree import prefix_tree
 from colever.optimizers.processes import Team
 from colever.optimizers.row_tensors import row_tensors
-from colever.optimizers.trainer_loop import Touched, quiet
+from colever.optimizers.trainer_loop import Touched, own_dtype, quiet
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
 
 PER_ROW = frozenset({"grpo", "dr_grpo"})  # losses that divide by the number of rows
@@ -85,14 +85,15 @@ class ProgramTrainer(GRPOTrainer):
         arguments = settings.arguments(folder, next(model.parameters()).device)
         if hasattr(model, "peft_config"):
             arguments.beta = 0.0  # no copy of the adapter: the reference is the base model, all adapters off
-        super().__init__(
-            model=model,
-            reward_funcs=_no_reward,
-            args=arguments,
-            train_dataset=Dataset.from_dict({"prompt": [""] * settings.updates}),
-            processing_class=tokenizer,
-            callbacks=[Touched(touched)],
-        )
+        with own_dtype(model):
+            super().__init__(
+                model=model,
+                reward_funcs=_no_reward,
+                args=arguments,
+                train_dataset=Dataset.from_dict({"prompt": [""] * settings.updates}),
+                processing_class=tokenizer,
+                callbacks=[Touched(touched)],
+            )
         self.beta = settings.beta
         self.processing_class = None  # no copy of it in every checkpoint
         self.remove_callback(PrinterCallback)

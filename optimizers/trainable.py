@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from colever.engines.transformers import TransformersEngine
 
 
-def resolved(settings: WeightSettings, model: str) -> WeightSettings:
+def resolved(settings: WeightSettings, model: str, quantized: bool = False) -> WeightSettings:
     """With ``peft=auto`` decided: the seed model is small enough to train whole, any other gets an adapter.
 
-    Adapters per predictor are adapters, on the seed model too.
+    Adapters per predictor, and training on a quantized base, need adapters, on the seed model too.
     """
     if settings.peft != "auto":
         return settings
-    whole = model == "seed" and settings.adapters == "shared"
+    whole = model == "seed" and settings.adapters == "shared" and not quantized
     return settings.model_copy(update={"peft": "none" if whole else "lora"})
 
 
@@ -44,7 +44,7 @@ def trainable(
     """
     import torch
 
-    _check_parent(parent, settings)
+    _check(engine, parent, settings)
     engine.load(parent)
     torch.manual_seed(seed)
     try:
@@ -59,9 +59,15 @@ def trainable(
         gc.collect()
 
 
-def _check_parent(parent: Weights, settings: WeightSettings) -> None:
+def _check(engine: TransformersEngine, parent: Weights, settings: WeightSettings) -> None:
     from colever.engines.adapters import adapter_folders
 
+    if settings.peft == "none" and engine.quantized:
+        raise UsageError(
+            "weights.peft=none trains all weights, and the engine's base is quantized (engine.quantization="
+            f"{engine.quantization}), so that it cannot be trained; accepted: weights.peft=lora or dora, or an engine "
+            "that is not quantized"
+        )
     if settings.adapters == "shared" and adapter_folders(parent) is not None:
         raise UsageError(
             f"weights {parent.digest} hold one adapter per predictor, which cannot be joined in one (weights.adapters="

@@ -70,7 +70,8 @@ class WeightLever:
         from colever.optimizers.grpo import ProgramTrainer
         from colever.optimizers.importance import corrects
 
-        s, task = resolved(self.settings, engine.name), dataclasses.replace(task, gold=None)  # levers see no gold
+        s = resolved(self.settings, engine.name, engine.quantized)
+        task = dataclasses.replace(task, gold=None)  # levers see no gold
         early = EarlyStop(workdir / "best", s.patience)
         pull = _Pull(s, task, candidate, engine, budget.slice(), seed, progress, early)
         folder = workdir / "training"

@@ -340,6 +340,14 @@ def test_missing_or_wrong_weights_leave_the_engine_as_it_was(
     assert same(before, state(own_engine))
 
 
+def test_a_quantized_engine_says_what_it_needs(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="quantization 'int3'; accepted: none, nf4"):
+        open_engine(tiny_checkpoint, quantization="int3")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"engine\.quantization=nf4 needs .*bitsandbytes.*colever\[qlora\]"):
+        open_engine(tiny_checkpoint, quantization="nf4")
+
+
 def test_the_digest_is_of_content(tiny_checkpoint: Path, engine: TransformersEngine, tmp_path: Path) -> None:
     from conftest import write_checkpoint
 

@@ -401,7 +401,7 @@ def test_predictors_learn_opposite_answers_to_the_same_prompt(engine, tmp_path):
     ids=["lora", "dora and a penalty", "held out"],
 )
 def test_an_interrupted_pull_ends_with_the_same_weights(engine, tmp_path, changes):
-    how = each(updates=5, **changes)
+    how = each(**changes)
     whole = improve(engine, tmp_path / "whole", how, pair_task())
     engine.load(Weights())
     with pytest.raises(BudgetExhausted):
