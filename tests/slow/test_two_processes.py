@@ -29,8 +29,9 @@ def run(processes: int, checkpoint: Path, workdir: Path, changes: dict) -> dict:
     [
         {"loss": "dapo", "updates": 3},
         {"loss": "grpo", "updates": 3, "scale_rewards": "batch", "batch_tokens": 64},
+        {"loss": "dapo", "updates": 3, "peft": "lora", "adapters": "per_predictor"},
     ],
-    ids=["dapo", "grpo in parts"],
+    ids=["dapo", "grpo in parts", "an adapter per predictor"],
 )
 def test_two_processes_come_to_what_one_comes_to(tiny_checkpoint, tmp_path, changes) -> None:
     one = run(1, tiny_checkpoint, tmp_path / "one", changes)
@@ -46,6 +47,8 @@ def test_two_processes_come_to_what_one_comes_to(tiny_checkpoint, tmp_path, chan
     for name in ("reward", "constant_share", "loss", "grad_norm", "entropy"):
         ours, theirs = ([v for _, v in found["curves"][name]] for found in (two, one))
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5), name
-    files = [next((tmp_path / name / "weights").glob("*.safetensors")) for name in ("one", "two")]
-    ours, theirs = (load_file(str(file)) for file in reversed(files))
-    assert all(torch.allclose(ours[name], theirs[name], atol=2e-5) for name in theirs)
+    files = sorted((tmp_path / "one" / "weights").rglob("*.safetensors"))
+    assert len(files) == (2 if "adapters" in changes else 1)
+    for file in files:
+        ours, theirs = load_file(str(tmp_path / "two" / file.relative_to(tmp_path / "one"))), load_file(str(file))
+        assert all(torch.allclose(ours[name], theirs[name], atol=2e-5) for name in theirs)

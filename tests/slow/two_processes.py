@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
+from test_predictor_adapters import pair_task
 from test_weight_lever import make_task, settings
 
 from colever.engines.lm import open_engine
@@ -25,8 +26,9 @@ from colever.optimizers.weight_lever import WeightLever
 def main() -> None:
     checkpoint, workdir, changes = sys.argv[1:]
     torch.set_num_threads(1)
-    budget, task = Budget(), make_task()
+    budget = Budget()
     how = settings(examples_per_update=5, group_size=4, learning_rate=1e-3, **json.loads(changes))
+    task = pair_task() if how.adapters == "per_predictor" else make_task()
     engine = open_engine(checkpoint)
     pull = WeightLever(how).improve(task.base_candidate(), task, engine, budget, 3, Path(workdir), NullProgress())
     spent = dataclasses.asdict(budget.spent)
