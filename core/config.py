@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from colever.errors import UsageError
 
@@ -73,6 +73,9 @@ class WeightSettings(Settings):
     peft: Literal["auto", "none", "lora", "dora"] = _setting(
         "auto", "none trains all weights, lora and dora an adapter; auto: none for the seed model, else lora"
     )
+    adapters: Literal["shared", "per_predictor"] = _setting(
+        "shared", "one adapter for all predictors, or one for each; per_predictor with peft auto: lora"
+    )
     lora_rank: int = _setting(16, "of the adapter", ge=1)
     lora_alpha: int = _setting(64, "the adapter is scaled by alpha / rank", ge=1)
     curriculum: bool = _setting(False, "rather draw examples whose last groups were not constant")
@@ -85,12 +88,24 @@ class WeightSettings(Settings):
     )
     save_every: int = _setting(10, "updates between checkpoints, from which a killed pull goes on", ge=1)
 
+    @model_validator(mode="after")
+    def _adapters_need_peft(self) -> WeightSettings:
+        if self.adapters == "per_predictor" and self.peft == "none":
+            raise ValueError(
+                "weights.adapters=per_predictor needs an adapter to train, and weights.peft=none trains all weights; "
+                "accepted with it: peft lora, dora or auto"
+            )
+        return self
+
 
 class EngineSettings(Settings):
     """The in-process engine."""
 
     device: str = _setting("auto", "auto, cpu, or cuda")
     dtype: Literal["float32", "bfloat16", "float16"] = _setting("float32", "of weights and activations")
+    quantization: Literal["none", "nf4"] = _setting(
+        "none", "nf4: linear layers held in 4 bit, adapters alone trained (QLoRA); needs the extra qlora"
+    )
     max_batch_tokens: int = _setting(32768, "prompt and completion tokens of the requests that run together", ge=256)
 
 
@@ -133,6 +148,15 @@ class SweepConfig(Settings):
     def _caps(cls, value: dict[str, float]) -> dict[str, float]:
         check_caps(value)
         return value
+
+    @model_validator(mode="after")
+    def _quantized_needs_peft(self) -> SweepConfig:
+        if self.engine.quantization != "none" and self.weights.peft == "none":
+            raise ValueError(
+                f"engine.quantization={self.engine.quantization} holds a base that cannot be trained, and weights.peft="
+                "none trains all weights; accepted with it: weights.peft lora, dora or auto"
+            )
+        return self
 
     @property
     def study_name(self) -> str:

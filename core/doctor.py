@@ -12,7 +12,12 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-EXTRAS = {"vllm": "the vLLM engine", "ray": "workers on several machines", "playwright": "browser tests"}
+EXTRAS = {
+    "vllm": "the vLLM engine",
+    "bitsandbytes": "engine.quantization=nf4",
+    "ray": "workers on several machines",
+    "playwright": "browser tests",
+}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ def digest_of(value: Any) -> str:
 class Weights:
     """A reference to weights on disk: the model's own (``base``), a LoRA adapter, or a full set.
 
-    ``path`` is a folder with ``adapter_model.safetensors`` (lora) or ``model.safetensors`` (full);
+    ``path`` is a folder with ``adapter_model.safetensors`` (lora), one subfolder with it per predictor and an index of
+    them in ``adapters.json`` (lora as well, see ``engines/adapters.py``), or ``model.safetensors`` (full);
     ``digest`` is of the file's content, so that two equal sets are the same candidate wherever they lie.
     """
 

@@ -23,6 +23,7 @@ class CallRecorder:
     calls: int = 0  # requests made so far, answered or not
     order: int = 0  # the rollout's place in its run: orders the batches
     session: Any = None  # the Session that gathers its requests; None outside one
+    program: Any = None  # the rollout's own copy, which names its predictors
     unparsed: set[int] = field(default_factory=set)  # places in ``completions`` that could not be parsed
 
     def next_seed(self) -> int:
@@ -30,6 +31,11 @@ class CallRecorder:
         seed = stable_seed(*self.seed_key, self.calls)
         self.calls += 1
         return seed
+
+
+def predictor_name(program: Any, module: object) -> str:
+    """What the program calls one of its predictors; "" for one that it makes as it runs."""
+    return next((name for name, predictor in program.named_predictors() if predictor is module), "")
 
 
 def stable_seed(*parts: object) -> int:

@@ -27,7 +27,10 @@ _LEAVE_AT = 0.25  # share of ended rows at which the batch is compacted
 
 @dataclass(frozen=True)
 class TokenRequest:
-    """One completion to make. ``seed`` alone decides its random numbers; ``stop`` strings end it."""
+    """One completion to make. ``seed`` alone decides its random numbers; ``stop`` strings end it.
+
+    ``predictor``: whose LoRA adapter answers, where the model holds one per predictor; the engine switches it on.
+    """
 
     prompt_ids: tuple[int, ...]
     max_tokens: int = 256
@@ -36,6 +39,7 @@ class TokenRequest:
     top_k: int | None = None
     stop: tuple[str, ...] = ()
     seed: int = 0
+    predictor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -244,7 +248,9 @@ class ModelShape:
     def of(cls, model: Any) -> ModelShape:
         config = model.config.get_text_config()
         head = model.get_output_embeddings()
-        body = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+        left_out = {id(head), *_idle(model)}
+        linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and id(m) not in left_out]
+        body = sum(m.in_features * m.out_features for m in linear)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(config.num_hidden_layers, body, head.weight.numel(), config.num_attention_heads * width)
 
@@ -264,3 +270,10 @@ class ModelShape:
             completion += len(output.ids)
         flops = self.flops(tokens + fed, pairs, prompts + fed)
         return Cost(prompt_tokens=tokens, completion_tokens=completion, flops=flops)
+
+
+def _idle(model: Any) -> Iterator[int]:
+    """Ids of the matrices of LoRA adapters that are switched off."""
+    for layer in model.modules():
+        for kind in getattr(layer, "adapter_layer_names", ()):
+            yield from (id(m) for name, m in getattr(layer, kind).items() if name not in layer.active_adapters)

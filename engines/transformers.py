@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import dspy
 import torch
-import transformers
 from dspy import lm15
 
-from colever.engines.calls import CallRecorder, current_call, stable_seed
+from colever.engines.adapters import PredictorAdapters
+from colever.engines.base_model import DTYPES, QUANTIZATIONS, checkpoint_files, context_length, end_ids, open_model
+from colever.engines.calls import CallRecorder, current_call, predictor_name, stable_seed
 from colever.engines.generation import Generator, TokenOutput, TokenRequest
 from colever.engines.memory import naming_memory
 from colever.engines.named import NamedWeights
@@ -30,7 +32,7 @@ from colever.engines.weights import WeightSwap, file_digest
 from colever.errors import InfrastructureError, UsageError
 from colever.types import Completion, Cost, Weights, digest_of
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Stores = dict[str | None, PrefixStore]  # by the predictor whose adapter made them; None: all share the weights
 
 
 class TransformersEngine:
@@ -47,23 +49,26 @@ class TransformersEngine:
         *,
         device: str = "auto",
         dtype: str = "float32",
+        quantization: str = "none",  # nf4: the linear layers in 4 bit, on which adapters alone are trained
         max_batch_tokens: int = 32768,
         template: Mapping[str, Any] | None = None,  # further variables of the chat template
         name: str | None = None,
     ) -> None:
-        if dtype not in _DTYPES:
-            raise UsageError(f"dtype {dtype!r}; accepted: {', '.join(_DTYPES)}")
+        if dtype not in DTYPES:
+            raise UsageError(f"dtype {dtype!r}; accepted: {', '.join(DTYPES)}")
+        if quantization not in QUANTIZATIONS:
+            raise UsageError(f"quantization {quantization!r}; accepted: {', '.join(QUANTIZATIONS)}")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.source = str(model)
         self.name = name or self.source
-        self.dtype = dtype
+        self.dtype, self.quantization = dtype, quantization
         self.template = {"enable_thinking": False, **(template or {})}
-        self.model, self.tokenizer = _open(self.source, _DTYPES[dtype], device)
+        self.model, self.tokenizer = open_model(self.source, DTYPES[dtype], device, quantization=quantization)
         self.device = next(self.model.parameters()).device
-        self.context = _context(self.model.config.get_text_config())
-        self.end_ids = _end_ids(self.model, self.tokenizer)
-        self._weights = WeightSwap(self.model, self._read_base)
+        self.context = context_length(self.model.config.get_text_config())
+        self.end_ids = end_ids(self.model, self.tokenizer)
+        self._weights = WeightSwap(self.model, self._read_base, frozen=self.quantized)
         self.named = NamedWeights(self.name, self.load)
         self._generator = Generator(self.model, self.end_ids, self._decode, max_batch_tokens)
         self._gatherer = Gatherer(self.generate)
@@ -73,6 +78,11 @@ class TransformersEngine:
         self._bare_calls = itertools.count()
 
     # --- weights ---------------------------------------------------------------------------------
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the base weights are, here or in the checkpoint: then adapters alone can be trained on them."""
+        return bool(getattr(self.model, "is_quantized", False))
 
     @property
     def version(self) -> str:
@@ -89,13 +99,23 @@ class TransformersEngine:
         """The trainable ``PeftModel`` around ``model`` while LoRA weights are loaded, else None."""
         return self._weights.adapter
 
+    @property
+    def adapters(self) -> PredictorAdapters | None:
+        """The same where every predictor has an adapter of its own, else None."""
+        return self._weights.by_predictor
+
+    def one_adapter_each(self, predictors: Sequence[str], config: Any) -> PredictorAdapters:
+        """See ``WeightSwap.one_each``."""
+        with self._lock:
+            return self._weights.one_each(predictors, config)
+
     @cached_property
     def digest(self) -> str:
         """Identity for store keys: configuration, base weights, tokenizer, template, dtype and kind of device."""
         config = self.model.config.to_dict()
         for volatile in ("_name_or_path", "transformers_version", "dtype", "torch_dtype"):
             config.pop(volatile, None)
-        files = _checkpoint_files(self.source)
+        files = checkpoint_files(self.source)
         words = self.tokenizer.backend_tokenizer.to_str() + str(self.tokenizer.chat_template)
         return digest_of(
             [
@@ -105,6 +125,7 @@ class TransformersEngine:
                 self.template,
                 self.dtype,
                 self.device.type,
+                *([self.quantization, version("bitsandbytes")] if self.quantization != "none" else []),
             ]
         )
 
@@ -119,7 +140,7 @@ class TransformersEngine:
             self._weights.touched()
 
     def _read_base(self) -> Mapping[str, torch.Tensor]:
-        model, _ = _open(self.source, _DTYPES[self.dtype], "cpu", tokenizer=False)
+        model, _ = open_model(self.source, DTYPES[self.dtype], "cpu", tokenizer=False)
         return model.state_dict()
 
     # --- tokens ----------------------------------------------------------------------------------
@@ -129,22 +150,34 @@ class TransformersEngine:
         """Running totals since the engine was made: tokens computed and FLOPs."""
         return self._cost
 
-    def generate(self, requests: Sequence[TokenRequest], store: PrefixStore | None = None) -> list[Completion]:
+    def generate(self, requests: Sequence[TokenRequest], stores: Stores | None = None) -> list[Completion]:
         """Complete all requests; the result of each depends on it and the weights alone (to float rounding).
 
-        ``store`` is a session's: what it holds of the requests' prompts is not computed again.
+        ``stores`` are a session's, by adapter: what they hold of the requests' prompts is not computed again.
         """
         with self._lock:
             version = self.version
-            store = self._generator.store() if store is None else store
-            store.begin(version)
             with naming_memory(self._out_of_memory):
-                outputs, cost = self._generator.run([self._fitted(r) for r in requests], store)
-            self._cost = self._cost + cost
+                outputs = self._run([self._fitted(r) for r in requests], {} if stores is None else stores)
         return [
             Completion(self._text(o, r), r.prompt_ids, o.ids, o.logprobs, o.finish_reason, version)
             for r, o in zip(requests, outputs, strict=True)
         ]
+
+    def _run(self, requests: Sequence[TokenRequest], stores: Stores) -> list[TokenOutput]:
+        """All together, or predictor by predictor where each has an adapter of its own."""
+        if self.adapters is None:
+            groups: Iterable[Sequence[int]] = [range(len(requests))] if requests else []
+        else:
+            groups = self.adapters.each([r.predictor for r in requests])
+        made: dict[int, TokenOutput] = {}
+        for places in groups:
+            store = stores.setdefault(requests[places[0]].predictor, self._generator.store())
+            store.begin(self.version)
+            outputs, cost = self._generator.run([requests[i] for i in places], store)
+            self._cost = self._cost + cost
+            made.update(zip(places, outputs, strict=True))
+        return [made[i] for i in range(len(requests))]
 
     def _out_of_memory(self, said: str) -> InfrastructureError:
         most = self._generator.max_batch_tokens
@@ -209,12 +242,18 @@ class TransformersEngine:
         seed = request.config.seed
         if seed is None:
             seed = stable_seed("bare", next(self._bare_calls))
-        return self._gatherer.request(_token_request(prompt_ids, request.config, seed))
+        modules = dspy.settings.caller_modules or [None]
+        try:
+            predictor = self._predictor(modules[0], modules[-1])
+        except UsageError as error:
+            raise lm15.InvalidRequestError(str(error)) from error
+        return self._gatherer.request(_token_request(prompt_ids, request.config, seed, predictor))
 
     def _recorded(self, prompt_ids: tuple[int, ...], request: lm15.Request, recorder: CallRecorder) -> Completion:
         modules = dspy.settings.caller_modules
         seed = recorder.next_seed()
-        wanted = _token_request(prompt_ids, request.config, seed)
+        predictor = self._predictor(recorder.program, modules[-1] if modules else None)
+        wanted = _token_request(prompt_ids, request.config, seed, predictor)
         if recorder.session is None:
             completion = self._gatherer.request(wanted)
         else:
@@ -222,11 +261,19 @@ class TransformersEngine:
         recorder.completions.append((modules[-1] if modules else None, completion))
         return completion
 
+    def _predictor(self, program: Any, module: object) -> str | None:
+        """Whose adapter answers a call, None where all share the weights. Raises UsageError if it has none."""
+        if self.adapters is None:
+            return None
+        name = predictor_name(program, module) if program is not None and module is not None else None
+        self.adapters.name_of(name)  # here, so that it fails its own rollout and not the batch
+        return name
+
     @contextmanager
     def session(self, live: int) -> Iterator[Session]:
         """Batches for ``live`` concurrent rollouts, see ``Session``."""
-        store = self._generator.store()
-        session = Session(lambda requests: self.generate(requests, store), live)
+        stores: Stores = {}
+        session = Session(lambda requests: self.generate(requests, stores), live)
         try:
             yield session
         except BaseException as error:
@@ -241,15 +288,17 @@ class TransformersEngine:
 
     def dump_state(self) -> dict[str, Any]:
         """What ``load_state`` makes an equal engine of; weights that have a name are said by where they lie."""
-        return {"model": self.source, "dtype": self.dtype, "name": self.name, "weights": self.named.dump()}
+        how = {"model": self.source, "dtype": self.dtype, "name": self.name, "quantization": self.quantization}
+        return {**how, "weights": self.named.dump()}
 
     @classmethod
     def load_state(cls, state: Mapping[str, Any]) -> TransformersEngine:
         """An engine on that state; one model serves all the predictors of all programs that are loaded."""
-        key = (state["model"], state["dtype"], state["name"])
+        key = (state["model"], state["dtype"], state["name"], state.get("quantization", "none"))
         engine = _restored.get(key)
         if engine is None:
-            engine = _restored[key] = cls(state["model"], dtype=state["dtype"], name=state["name"])
+            engine = cls(key[0], dtype=key[1], name=key[2], quantization=key[3])
+            _restored[key] = engine
             engine.named.unnamed = Weights()
         engine.named.restore(state.get("weights", []))
         return engine
@@ -262,67 +311,6 @@ class TransformersEngine:
 
 
 _restored: WeakValueDictionary[tuple[str, ...], TransformersEngine] = WeakValueDictionary()
-
-
-def _open(source: str, dtype: torch.dtype, device: str, tokenizer: bool = True) -> tuple[Any, Any]:
-    try:
-        with _quiet():
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, attn_implementation="sdpa"
-            )
-        words = transformers.AutoTokenizer.from_pretrained(source) if tokenizer else None
-        model = model.to(device).eval()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"model {source!r} cannot be loaded: {reason}; accepted: 'seed', a folder with a Hugging Face checkpoint,"
-            " or a hub name"
-        ) from error
-    if words is not None and not words.chat_template:
-        raise UsageError(f"model {source!r} has no chat template; accepted: a chat or instruct checkpoint")
-    return model, words
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars."""
-    bars = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()
-
-
-def _context(config: Any) -> int:
-    """How many positions prompt and answer may take together."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if odd := kinds - {"full_attention", "sliding_attention"}:
-        raise UsageError(f"model has layers of kind {', '.join(sorted(odd))}; accepted: full or sliding attention")
-    length = getattr(config, "max_position_embeddings", None) or 2048
-    window = getattr(config, "sliding_window", None)
-    return min(length, window) if window and "sliding_attention" in kinds else length
-
-
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    ends: set[int] = set()
-    for value in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
-        ends.update([value] if isinstance(value, int) else value or ())
-    return frozenset(ends)
-
-
-def _checkpoint_files(source: str) -> list[Path]:
-    folder = Path(source)
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        config = try_to_load_from_cache(source, "config.json")
-        if not isinstance(config, str):
-            return []
-        folder = Path(config).parent
-    return sorted(folder.glob("*.safetensors"))
 
 
 def _messages(request: lm15.Request) -> list[dict[str, str]]:
@@ -342,8 +330,9 @@ def _joined(parts: Any) -> str:
     return "".join(p.text for p in parts)
 
 
-def _token_request(prompt_ids: tuple[int, ...], config: lm15.Config, seed: int) -> TokenRequest:
+def _token_request(prompt_ids: tuple[int, ...], config: lm15.Config, seed: int, predictor: str | None) -> TokenRequest:
     temperature = 0.0 if config.temperature is None else config.temperature
+    stop = tuple(config.stop)
     return TokenRequest(
-        prompt_ids, config.max_tokens or 256, temperature, config.top_p, config.top_k, tuple(config.stop), seed
+        prompt_ids, config.max_tokens or 256, temperature, config.top_p, config.top_k, stop, seed, predictor
     )

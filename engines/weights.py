@@ -1,4 +1,4 @@
-"""Which weights a loaded model carries: base, a full set or a LoRA adapter, swapped in place.
+"""Which weights a loaded model carries: base, a full set, a LoRA adapter or one per predictor, swapped in place.
 
 Knows the model and files on disk, nothing of requests. The module objects of the model stay the same ones, so
 an optimizer or another reader that holds its parameters sees the new values.
@@ -7,13 +7,14 @@ an optimizer or another reader that holds its parameters sees the new values.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from colever.errors import StoreError
+from colever.engines.adapters import INDEX_FILE, PredictorAdapters, adapter_folders
+from colever.errors import StoreError, UsageError
 from colever.types import Weights
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -21,11 +22,18 @@ FULL_FILE = "model.safetensors"
 
 
 class WeightSwap:
-    """Holds one model and puts weights into it; ``version`` names what it holds."""
+    """Holds one model and puts weights into it; ``version`` names what it holds.
 
-    def __init__(self, model: Any, read_base: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+    ``frozen``: the model's own tensors are quantized. They never change, and adapters alone can be loaded.
+    """
+
+    def __init__(
+        self, model: Any, read_base: Callable[[], Mapping[str, torch.Tensor]], *, frozen: bool = False
+    ) -> None:
         self.model = model
-        self.adapter: Any = None  # the PeftModel around ``model`` while a LoRA adapter is loaded
+        self.frozen = frozen
+        self.adapter: Any = None  # the PeftModel around ``model`` while LoRA weights are loaded
+        self.by_predictor: PredictorAdapters | None = None  # the same where every predictor has its own adapter
         self.loaded = Weights()
         self._read_base = read_base
         self._touched = 0
@@ -40,12 +48,20 @@ class WeightSwap:
     def touched(self) -> None:
         """The model was trained in place."""
         self._touched += 1
-        self._dirty, self._base_intact = True, False
+        self._dirty, self._base_intact = True, self.frozen
 
     def load(self, weights: Weights) -> None:
-        """Make the model hold ``weights``, if it does not already. Raises StoreError if a file is missing or wrong."""
+        """Make the model hold ``weights``, if it does not already. Raises StoreError if a file is missing or wrong.
+
+        Raises UsageError for full weights where the base is quantized.
+        """
         if not self._dirty and weights.kind == self.loaded.kind and weights.digest == self.loaded.digest:
             return
+        if self.frozen and weights.kind == "full":
+            raise UsageError(
+                f"weights {weights.digest} are full weights, and the engine's base is quantized; accepted there: base "
+                "weights and adapters, or engine.quantization=none with an unquantized checkpoint"
+            )
         file = weight_file(weights)  # before anything is changed
         self._strip_adapters()
         if weights.kind == "full":
@@ -58,8 +74,25 @@ class WeightSwap:
                 self._fill(self._read_base(), "the model's own checkpoint")
                 self._base_intact = True
             if weights.kind == "lora":
-                self._attach(Path(weights.path or ""))
+                self._attach(weights)
         self.loaded, self._dirty = weights, False
+
+    def one_each(self, predictors: Sequence[str], config: Any) -> PredictorAdapters:
+        """An adapter for each predictor: the loaded set's, copies of the loaded one, or new ones as ``config`` says.
+
+        Raises UsageError where a loaded set has none for one of them.
+        """
+        if self.by_predictor is None:
+            if self.loaded.kind == "lora":
+                self._strip_adapters()
+                folder = Path(self.loaded.path or "")
+                self.by_predictor = PredictorAdapters.load(self.model, dict.fromkeys(predictors, folder))
+            else:
+                self.by_predictor = PredictorAdapters.new(self.model, predictors, config)
+            self.adapter = self.by_predictor.model
+        for predictor in predictors:
+            self.by_predictor.name_of(predictor)
+        return self.by_predictor
 
     def _fill(self, tensors: Mapping[str, torch.Tensor], source: str) -> None:
         self._dirty, self._base_intact = True, False  # until it is known to have gone well
@@ -73,13 +106,18 @@ class WeightSwap:
             raise StoreError(f"{source} does not fit the model: missing {lost[:3]}, unexpected {list(unexpected)[:3]}")
         self.model.tie_weights()
 
-    def _attach(self, folder: Path) -> None:
+    def _attach(self, weights: Weights) -> None:
         from peft import PeftModel
 
+        folders = adapter_folders(weights)
         try:
-            self.adapter = PeftModel.from_pretrained(self.model, str(folder), is_trainable=True)
+            if folders is None:
+                self.adapter = PeftModel.from_pretrained(self.model, str(weights.path), is_trainable=True)
+            else:
+                self.by_predictor = PredictorAdapters.load(self.model, folders)
+                self.adapter = self.by_predictor.model
         except (OSError, ValueError, RuntimeError) as error:
-            raise StoreError(f"{folder} holds no LoRA adapter for this model: {error}") from error
+            raise StoreError(f"{weights.path} holds no LoRA adapter for this model: {error}") from error
 
     def _strip_adapters(self) -> None:
         """Take every LoRA layer out of the model, whoever put it in; the base tensors stay as they are."""
@@ -91,20 +129,25 @@ class WeightSwap:
                     self._base_intact = False
                 parent, _, child = name.rpartition(".")
                 setattr(self.model.get_submodule(parent), child, module.get_base_layer())
-        if self.adapter is not None or hasattr(self.model, "peft_config"):
-            self.adapter = None
-            if hasattr(self.model, "peft_config"):
-                del self.model.peft_config
-        self.model.requires_grad_(True)
+        self.adapter = self.by_predictor = None
+        if hasattr(self.model, "peft_config"):
+            del self.model.peft_config
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())  # 4-bit weights lie in bytes
 
 
 def weight_file(weights: Weights) -> Path | None:
-    """The file that ``weights`` refers to (None for base); raises StoreError if it is not there."""
+    """The file that ``weights`` refers to (None for base, a set's index); raises StoreError if one is not there."""
     if weights.kind == "base":
         return None
-    file = Path(weights.path or "") / (ADAPTER_FILE if weights.kind == "lora" else FULL_FILE)
-    if not file.is_file():
-        raise StoreError(f"weights {weights.digest}: {file} is missing")
+    folder, folders = Path(weights.path or ""), adapter_folders(weights)
+    if folders is not None:
+        file, needed = folder / INDEX_FILE, [f / ADAPTER_FILE for f in folders.values()]
+    else:
+        file = folder / (ADAPTER_FILE if weights.kind == "lora" else FULL_FILE)
+        needed = [file]
+    if missing := [f for f in needed if not f.is_file()]:
+        raise StoreError(f"weights {weights.digest}: {missing[0]} is missing")
     return file
 
 

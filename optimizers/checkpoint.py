@@ -18,7 +18,7 @@ SEAL = "pull.json"
 
 def seal_checkpoint(folder: Path, memory: Mapping[str, Any]) -> None:
     """Flush every file of ``folder`` to disk, then say that it is whole. Raises OSError."""
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -89,13 +89,16 @@ def run_candidate(
 
     ``score`` and ``program`` stand in for the task's own where a caller looks on.
     """
+    from colever.engines.adapters import check_predictors
     from colever.engines.lm import engine_lm
     from colever.pipelines.prompts import apply_prompts
     from colever.pipelines.rollout import run_rollouts
 
+    ready = apply_prompts((program or task.program)(), candidate.prompts)
+    check_predictors(candidate.weights, [name for name, _ in ready.named_predictors()])
     engine.load(candidate.weights)
     return run_rollouts(
-        apply_prompts((program or task.program)(), candidate.prompts),
+        ready,
         examples,
         lm=engine_lm(engine, temperature=task.temperature, max_tokens=task.max_tokens),
         score=score or task.score,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from colever.errors import LeverError, UsageError
 from colever.optimizers.trainable import save_weights, trainable
+from colever.optimizers.trainer_loop import own_dtype
 
 if TYPE_CHECKING:
     from colever.engines.transformers import TransformersEngine
@@ -94,12 +95,13 @@ def _train(
         disable_tqdm=True,
         seed=s.seed % 2**32,
     )
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list([dict(row) for row in rows]),
-        processing_class=engine.tokenizer,
-    )
+    with own_dtype(model):
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list([dict(row) for row in rows]),
+            processing_class=engine.tokenizer,
+        )
     trainer.remove_callback(PrinterCallback)
     try:
         trainer.train()

@@ -30,6 +30,7 @@ from transformers import PrinterCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
+from colever.engines.adapters import PredictorAdapters
 from colever.engines.branches import supports_branches
 from colever.engines.generation import ModelShape
 from colever.engines.memory import naming_memory
@@ -42,7 +43,7 @@ from colever.optimizers.grpo_settings import GrpoSettings, rate
 from colever.optimizers.importance import truncated_ratio
 from colever.optimizers.loss_inputs import loss_inputs
 from colever.optimizers.processes import OneProcess, Team
-from colever.optimizers.trainer_loop import Touched, joined, not_finite, quiet
+from colever.optimizers.trainer_loop import Touched, joined, not_finite, own_dtype, quiet
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
 from colever.optimizers.writing import writing
 
@@ -57,6 +58,8 @@ Metrics = dict[str, float]
 class ProgramTrainer(GRPOTrainer):
     """Trains ``model`` in place. ``sample`` gives an update's rows, ``after_update`` hears of every update's metrics.
 
+    ``adapters``: where every predictor has an adapter of its own, ``model`` with them; a row trains its predictor's
+    alone, all are in one optimizer, and one without rows in an update is not stepped.
     ``memory`` is any JSON that is kept with each checkpoint: ``remember`` gives it, ``resume`` hands it back.
     Raises LeverError for a loss or gradient that is not finite, before it reaches the weights.
     """
@@ -71,8 +74,10 @@ class ProgramTrainer(GRPOTrainer):
         after_update: Callable[[int, Metrics], None],
         remember: Callable[[], Mapping[str, Any]] = dict,
         touched: Callable[[], None] = lambda: None,
+        adapters: PredictorAdapters | None = None,
     ) -> None:
         self.settings = settings
+        self.adapters = adapters
         self.flops = 0.0  # counted, of every update so far in this process
         self.trained_tokens = 0
         self.computed_tokens = 0  # forward passes with gradients, padding included
@@ -81,21 +86,23 @@ class ProgramTrainer(GRPOTrainer):
         self._logps: torch.Tensor | None = None
         self._entropies: torch.Tensor | None = None
         self._notes: Metrics = {}
-        device = next(model.parameters()).device
-        super().__init__(
-            model=model,
-            reward_funcs=_no_reward,
-            args=settings.arguments(folder, device),
-            train_dataset=Dataset.from_dict({"prompt": [""] * settings.updates}),
-            processing_class=tokenizer,
-            callbacks=[Touched(touched)],
-        )
+        arguments = settings.arguments(folder, next(model.parameters()).device)
+        if hasattr(model, "peft_config"):
+            arguments.beta = 0.0  # no copy of the adapter: the reference is the base model, all adapters off
+        with own_dtype(model):
+            super().__init__(
+                model=model,
+                reward_funcs=_no_reward,
+                args=arguments,
+                train_dataset=Dataset.from_dict({"prompt": [""] * settings.updates}),
+                processing_class=tokenizer,
+                callbacks=[Touched(touched)],
+            )
+        self.beta = settings.beta
         self.processing_class = None  # no copy of it in every checkpoint
         self.remove_callback(PrinterCallback)
         policy: Any = self.model
         self._base: Any = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-        if "ref" in getattr(policy, "peft_config", {}):
-            policy.delete_adapter("ref")  # the reference is the base model, not the parent's adapter
         self._shape = ModelShape.of(self._base)
         self._branches = (
             settings.share_prefixes
@@ -106,6 +113,11 @@ class ProgramTrainer(GRPOTrainer):
             for part in (self._base, self.ref_model):
                 if part is not None:
                     shared_prefix.add_branches(part, settings.temperature)
+
+    def _switch(self, rows: Sequence[Row]) -> None:
+        """The adapter of these rows' predictor on; nothing where all predictors share the weights."""
+        if self.adapters is not None:
+            self.adapters.activate(rows[0].predictor)
 
     def release(self) -> None:
         """Give the model back as it came: TRL's and our ``forward`` are taken off."""
@@ -156,16 +168,18 @@ class ProgramTrainer(GRPOTrainer):
     def _own_parts(self, rows: Sequence[Row], team: Team) -> list[list[Row]]:
         """This process's parts; smaller ones where there would be fewer parts than processes."""
         limit = self.settings.part_tokens(self.accelerator.device)
-        made = list(parts(rows, limit, padded=not self._branches))
+        how = {"padded": not self._branches, "apart": self.adapters is not None}
+        made = list(parts(rows, limit, **how))
         while 0 < len(made) < min(team.size, len(rows)) and limit > 1:
             limit //= 2
-            made = list(parts(rows, limit, padded=not self._branches))
+            made = list(parts(rows, limit, **how))
         return team.share(made)
 
     def _train_part(self, model: Any, rows: Sequence[Row], batch: TrainingBatch) -> None:
         inputs = loss_inputs(rows, batch.total_tokens, self.pad_token_id, self.accelerator.device)
         if self.beta != 0.0:
             inputs["ref_per_token_logps"] = self._reference(inputs)
+        self._switch(rows)  # after the reference, behind which PEFT leaves this adapter alone trainable
         count = sum(len(r.completion_ids) for r in rows)
         share = 1.0  # of a loss that divides by ``num_items_in_batch``
         if self.loss_type in PER_ROW:
@@ -322,6 +336,11 @@ class ProgramTrainer(GRPOTrainer):
         """None."""
 
     # --- checkpoints -----------------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.adapters is not None:  # the optimizer, made next, takes what is trainable: one adapter as it is now
+            self.adapters.activate(next(iter(self.adapters.names)))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """By all processes, each of which has a random state; the seal comes last."""

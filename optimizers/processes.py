@@ -87,14 +87,19 @@ class Team:
         return self.together(lambda: work() if self.main else None)[0]  # type: ignore[return-value]
 
     def sum_gradients(self, parameters: Iterable[Any]) -> None:
-        """Each gradient becomes its sum over the processes; one that is missing counts as 0."""
+        """Each gradient becomes its sum over the processes; one that some lack counts as 0, one that all lack stays.
+
+        An optimizer takes no step on a parameter without a gradient, as where no row was of an adapter's predictor.
+        """
         if self.size == 1:
             return
         import torch
         import torch.distributed as dist
 
-        for p in parameters:
-            if p.requires_grad:
+        trained = [p for p in parameters if p.requires_grad]
+        have = [any(has) for has in zip(*self.gather([p.grad is not None for p in trained]), strict=True)]
+        for p, has in zip(trained, have, strict=True):
+            if has:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 dist.all_reduce(p.grad)
 

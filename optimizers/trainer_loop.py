@@ -28,6 +28,18 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+@contextmanager
+def own_dtype(model: Any) -> Iterator[None]:
+    """Around the making of a trainer: what is trained keeps its dtype and values.
+
+    TRL rounds adapters on a quantized base to bfloat16, in which small steps are lost and sampler and trainer differ.
+    """
+    kept = [(p, p.data) for p in model.parameters() if p.requires_grad]
+    yield
+    for parameter, data in kept:
+        parameter.data = data
+
+
 class Touched(TrainerCallback):
     """Says that the weights changed: after every update, and when a checkpoint was read."""
 

@@ -53,6 +53,7 @@ class Row:
     reward: float
     advantage: float
     weight: float
+    predictor: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def training_batch(
 
 def _row(key: GroupKey, rollout: Rollout, step: Step, advantage: float, weight: float) -> Row:
     c = step.completion
-    return Row(key, rollout.sample, c.prompt_ids, c.completion_ids, c.logprobs, _total(rollout), advantage, weight)
+    ids = c.prompt_ids, c.completion_ids, c.logprobs
+    return Row(key, rollout.sample, *ids, _total(rollout), advantage, weight, step.predictor)
 
 
 def check_fresh(rollouts: Iterable[Rollout], version: str) -> None:
@@ -174,13 +176,17 @@ def is_constant(rewards: Iterable[float]) -> bool:
     return len(values) < 2 or max(values) - min(values) < 1e-9
 
 
-def parts(rows: Sequence[Row], max_tokens: int, *, padded: bool = False) -> Iterator[list[Row]]:
+def parts(rows: Sequence[Row], max_tokens: int, *, padded: bool = False, apart: bool = False) -> Iterator[list[Row]]:
     """Rows in parts of at most ``max_tokens`` computed tokens (or one row), of about equal size.
 
     A part computes its own prefixes, so one that opens with a long prompt may grow to twice that prompt: however long
     an agent's history is, the split makes it cost three times as much at most. ``padded``: rows are padded and share
-    nothing; a part is ended before padding is a tenth of it.
+    nothing; a part is ended before padding is a tenth of it. ``apart``: no part holds rows of two predictors.
     """
+    if apart:
+        for predictor in sorted({r.predictor for r in rows}):
+            yield from parts([r for r in rows if r.predictor == predictor], max_tokens, padded=padded)
+        return
     if padded:
         yield from _padded_parts(rows, max_tokens)
         return

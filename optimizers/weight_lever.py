@@ -71,7 +71,8 @@ class WeightLever:
         from colever.optimizers.grpo import ProgramTrainer
         from colever.optimizers.importance import corrects
 
-        s, task = resolved(self.settings, engine.name), dataclasses.replace(task, gold=None)  # levers see no gold
+        s = resolved(self.settings, engine.name, engine.quantized)
+        task = dataclasses.replace(task, gold=None)  # levers see no gold
         early = EarlyStop(workdir / "best", s.patience)
         pull = _Pull(s, task, candidate, engine, budget.slice(), seed, progress, early)
         folder = workdir / "training"
@@ -79,7 +80,7 @@ class WeightLever:
         if found is not None and found[1].get("identity") != pull.identity:
             shutil.rmtree(folder, ignore_errors=True)
             found = None
-        with trainable(engine, candidate.weights, s, seed) as model:
+        with trainable(engine, candidate.weights, s, seed, pull.predictors) as model:
             trainer = ProgramTrainer(
                 model,
                 engine.tokenizer,
@@ -89,6 +90,7 @@ class WeightLever:
                 pull.after_update,
                 pull.remember,
                 engine.touched,
+                engine.adapters,
             )
             pull.trainer, pull.model = trainer, model
             Team.current().agree("the last checkpoint", found[0].name if found is not None else None)
@@ -133,6 +135,10 @@ class _Pull:
         self.lm = engine_lm(self.engine, temperature=s.temperature, max_tokens=self.task.max_tokens)
         asked = s.model_dump(mode="json", exclude=NO_MATTER)
         self.identity = digest_of([self.candidate.digest, asked, self.seed])
+
+    @property
+    def predictors(self) -> list[str]:
+        return [name for name, _ in self.program.named_predictors()]
 
     def sample(self, update: int) -> TrainingBatch | None:
         """The rows of an update, from rollouts under the weights as they are; None if nothing is left to learn."""

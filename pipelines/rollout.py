@@ -159,7 +159,7 @@ class _OneRollout:
     def run(self, job: _Job, session: Any) -> Rollout:
         """Raises TaskError and whatever else must stop the run; everything else becomes an outcome."""
         program = copy_program(self.program, self.settings["lm"])
-        recorder = CallRecorder(job.seed_key, order=job.place, session=session)
+        recorder = CallRecorder(job.seed_key, order=job.place, session=session, program=program)
         token = current_call.set(recorder)
         try:
             with dspy.context(**self.settings):

@@ -53,6 +53,13 @@ def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, said: str) 
     assert "bad.yaml" in str(caught.value)
 
 
+def test_a_quantized_base_needs_an_adapter() -> None:
+    flags, quantized = {"task": "t"}, {"engine.quantization": "nf4"}
+    assert load_config(flags=flags, overrides=quantized).weights.peft == "auto"
+    with pytest.raises(UsageError, match=r"engine\.quantization=nf4.*weights\.peft=none.*accepted"):
+        load_config(flags=flags, overrides=quantized | {"weights.peft": "none"})
+
+
 @pytest.mark.parametrize(
     "name", ["12e45", "1e5", "1E-4", "1_000", "0x1f", "0o17", "true", "null", "1.5", "2026-01-01", "_e3"]
 )

@@ -175,13 +175,13 @@ def test_a_session_computes_a_growing_history_once(engine: TransformersEngine) -
 def test_a_store_forgets_what_does_not_fit_and_what_other_weights_made(engine: TransformersEngine) -> None:
     store = PrefixStore(max_tokens=300)
     for call in range(12):
-        made = engine.generate(growing(engine, call), store)
+        made = engine.generate(growing(engine, call), {None: store})
         assert store.used <= 300
         for one, other in zip(made, engine.generate(growing(engine, call)), strict=True):
             assert one.completion_ids == other.completion_ids
     prompt = np.asarray(growing(engine, 11)[0].prompt_ids)
     kept = PrefixStore(max_tokens=10**6)
-    engine.generate(growing(engine, 11), kept)
+    engine.generate(growing(engine, 11), {None: kept})
     assert len(kept.find(prompt)) == len(prompt) - 1
     kept.begin("other weights")
     assert len(kept.find(prompt)) == 0
@@ -383,6 +383,14 @@ def test_missing_or_wrong_weights_leave_the_engine_as_it_was(
         own_engine.load(full)
     own_engine.load(Weights())
     assert same(before, state(own_engine))
+
+
+def test_a_quantized_engine_says_what_it_needs(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="quantization 'int3'; accepted: none, nf4"):
+        open_engine(tiny_checkpoint, quantization="int3")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"engine\.quantization=nf4 needs .*bitsandbytes.*colever\[qlora\]"):
+        open_engine(tiny_checkpoint, quantization="nf4")
 
 
 def test_the_digest_is_of_content(tiny_checkpoint: Path, engine: TransformersEngine, tmp_path: Path) -> None:

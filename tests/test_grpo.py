@@ -75,12 +75,15 @@ def make_batch(rows: list[Row]) -> TrainingBatch:
     return TrainingBatch(tuple(rows), len(rows), tokens, 4, 0, len(rows), 0, 0, 0.5, {}, {})
 
 
-def trainer(model, tokenizer, folder: Path, batch: TrainingBatch, after=lambda u, m: None, **changes) -> ProgramTrainer:
+def trainer(
+    model, tokenizer, folder: Path, batch: TrainingBatch, after=lambda u, m: None, adapters=None, **changes
+) -> ProgramTrainer:
     values = {
         "updates": 1, "learning_rate": 1e-3, "warmup": 0, "schedule": "constant", "temperature": 0.8, "beta": 0.0,
         "loss": "dapo", "max_grad_norm": 1e9, "max_completion": 16, "max_tokens": 4096, "save_every": 100, "seed": 0,
     } | changes  # fmt: skip
-    return ProgramTrainer(model, tokenizer, GrpoSettings(**values), folder, lambda update: batch, after)
+    how = GrpoSettings(**values)
+    return ProgramTrainer(model, tokenizer, how, folder, lambda update: batch, after, adapters=adapters)
 
 
 def gradients(model, t: ProgramTrainer) -> tuple[float, dict[str, torch.Tensor]]:

@@ -34,6 +34,7 @@ CASES = {
     "trajectories of two calls": {"task": "twice", "grouping": "trajectory", "batch_tokens": 200},
     "a process without examples": {"examples_per_update": 1, "group_size": 8},
     "updates without rows": {"task": "rare", "examples_per_update": 1, "group_size": 8},
+    "an adapter per predictor": {"task": "pair", "peft": "lora", "adapters": "per_predictor"},
     "curriculum": {"task": "rare", "curriculum": True, "examples_per_update": 3},
 }
 

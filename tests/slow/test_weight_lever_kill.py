@@ -25,7 +25,11 @@ class Say:
 
 import test_weight_lever
 test_weight_lever.NullProgress = Say
-pull = improve(open_engine({model!r}), Path(sys.argv[1]), settings(updates=6, peft={peft!r}, save_every=1))
+from test_predictor_adapters import pair_task
+
+task = pair_task() if {adapters!r} == "per_predictor" else None
+how = settings(updates=6, peft={peft!r}, adapters={adapters!r}, save_every=1)
+pull = improve(open_engine({model!r}), Path(sys.argv[1]), how, task)
 values = {{name: curve for name, curve in pull.metrics.items() if not name.startswith("seconds")}}
 print(json.dumps([pull.candidate.weights.digest, values, dict(pull.notes)]), flush=True)
 """
@@ -36,9 +40,12 @@ def start(script: str, workdir: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("peft", ["none", "lora", "dora"])
-def test_killed_pull_ends_as_the_whole_one(tiny_checkpoint, tmp_path, peft):
-    script = CHILD.format(tests=str(Path(__file__).parents[1]), model=str(tiny_checkpoint), peft=peft)
+@pytest.mark.parametrize(
+    ("peft", "adapters"), [("none", "shared"), ("lora", "shared"), ("dora", "shared"), ("lora", "per_predictor")]
+)
+def test_killed_pull_ends_as_the_whole_one(tiny_checkpoint, tmp_path, peft, adapters):
+    tests = str(Path(__file__).parents[1])
+    script = CHILD.format(tests=tests, model=str(tiny_checkpoint), peft=peft, adapters=adapters)
     whole = start(script, tmp_path / "whole").communicate()[0].splitlines()[-1]
     for after, delay in ((1, 0.0), (2, 0.05), (1, 0.15)):  # updates seen, then seconds
         process = start(script, tmp_path / "cut")

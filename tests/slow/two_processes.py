@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import dspy
 import torch
+from test_predictor_adapters import pair_task
 from test_weight_lever import Echo, has_rare_letter, make_task, settings, vowel_share
 
 from colever.engines.lm import open_engine
@@ -47,6 +48,7 @@ def breaks_in_second(example: Any, prediction: Any, steps: Any) -> float:
 TASKS = {
     "vowels": make_task,
     "rare": lambda: make_task(has_rare_letter),
+    "pair": pair_task,
     "twice": lambda: dataclasses.replace(make_task(), program=Twice),
     "breaks": lambda: make_task(breaks_in_second),
 }
