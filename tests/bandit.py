@@ -106,7 +106,7 @@ class Bandit:
 
     def _draw(self, asked: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Completion]:
         requests = [TokenRequest(ids, 1, 1.0, seed=stable_seed(*key)) for ids, key in asked]
-        outputs, _ = self.generator.run(requests)
+        outputs, _ = self.generator.run(requests, self.generator.store())
         return [
             Completion("", r.prompt_ids, o.ids, o.logprobs, o.finish_reason, "v")
             for r, o in zip(requests, outputs, strict=True)

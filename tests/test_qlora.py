@@ -17,13 +17,13 @@ from test_weight_lever import has_rare_letter, improve, make_task, settings
 import colever
 from colever.config import WeightSettings
 from colever.engines.adapters import adapter_folders
+from colever.engines.branches import supports_branches
 from colever.engines.generation import ModelShape, TokenRequest
 from colever.engines.lm import open_engine
 from colever.engines.transformers import TransformersEngine
 from colever.engines.weights import ADAPTER_FILE
 from colever.errors import BudgetExhausted, UsageError
 from colever.optimizers.budget import Budget
-from colever.optimizers.shared_prefix import supports_branches
 from colever.optimizers.trainable import resolved, trainable
 from colever.types import Weights
 
