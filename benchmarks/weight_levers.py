@@ -18,8 +18,10 @@ process, at one number of threads for all; the mean over seeds.
     python benchmarks/weight_levers.py --tasks routing --seeds 0 --updates 3
     python benchmarks/weight_levers.py --learning-rate-of dspy_grpo=3e-4     # a peer's own learning rate
 
-Finished results lie in ``--out``, so that an interrupted run goes on. A lever that raises is shown as failed with its
-error, and tried again by the next run. The last line is JSON: {task: {lever: {score, low, high, seconds}}}, in percent.
+Finished results lie in ``--out`` by task, model and settings, so that an interrupted run goes on (take another folder
+after a change of this code). A lever that raises is shown as failed with its error, and tried again by the next run.
+The last line is JSON: {task: {lever: {score, low, high, seconds, cpu_seconds}}}, scores in percent; CPU seconds are
+what the clock would show on a quiet machine with one thread.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import logging
 import os
 import tempfile
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +47,7 @@ from colever.config import WeightSettings
 from colever.engines.lm import open_engine
 from colever.engines.transformers import TransformersEngine
 from colever.errors import LeverError, UsageError
-from colever.optimizers.evaluate import evaluate
+from colever.optimizers.evaluate import run_candidate
 from colever.tasks.load import BUNDLED, load_task
 from colever.tasks.task import Task
 from colever.types import Weights, digest_of
@@ -134,17 +137,24 @@ def trained(task: Task, lever: str, seed: int, settings: WeightSettings, engine:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         result = scored(task, weights)
     rollouts = int(notes.pop("rollouts"))
+    notes |= result.notes
     return replace(result, lever=lever, seed=seed, seconds=wall, cpu_seconds=cpu, rollouts=rollouts, notes=notes)
 
 
 def scored(task: Task, weights: Weights) -> Result:
     """The task's bare program with ``weights`` on test, on an engine of its own. Raises LeverError without a score."""
-    found = evaluate(replace(task.base_candidate(), weights=weights), task, open_engine("seed"), "test")
-    scores = [s for s in found.scores if s is not None]
-    golds = [g for g in found.golds if g is not None]
-    if len(scores) < len(found.scores) or len(golds) < len(scores):
-        raise LeverError(f"{task.name}: {len(found.scores) - len(golds)} test rollouts have no gold or no score")
-    return Result(task.name, "base", 0, tuple(golds), tuple(scores), policy_failures=found.policy_failures)
+    candidate, examples = replace(task.base_candidate(), weights=weights), task.examples("test")
+    rollouts = run_candidate(candidate, task, open_engine("seed"), examples, split="test", seed=0)
+    scores = [r.score for r in rollouts if r.score is not None]
+    golds = [s.gold for s in scores if s.gold is not None]
+    if len(golds) < len(rollouts):
+        raise LeverError(f"{task.name}: {len(rollouts) - len(golds)} test rollouts have no gold or no score")
+    failures = Counter(r.reason.partition(":")[0] for r in rollouts if r.failure)
+    totals = tuple(s.total for s in scores)
+    return Result(
+        task.name, "base", 0, tuple(golds), totals,
+        policy_failures=failures.total(), notes={"failures": dict(failures)},
+    )  # fmt: skip
 
 
 def shown(result: Result) -> str:
@@ -152,7 +162,8 @@ def shown(result: Result) -> str:
     if result.failed:
         return f"{name}  failed: {result.failed}"
     gold, score = (100 * sum(values) / len(values) for values in (result.golds, result.scores))
-    return f"{name}  gold {gold:5.1f}  score {score:5.1f}  {result.seconds:6.1f} s ({result.cpu_seconds:.0f} s CPU)"
+    cost = f"{result.seconds:6.1f} s ({result.cpu_seconds:.0f} s CPU)"
+    return f"{name}  gold {gold:5.1f}  score {score:5.1f}  {cost}  {result.policy_failures} failed rollouts"
 
 
 if __name__ == "__main__":

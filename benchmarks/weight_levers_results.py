@@ -164,7 +164,7 @@ def leads(results: Sequence[Result], first: str, others: Sequence[str]) -> list[
 
 
 def as_json(results: Sequence[Result], levers: Sequence[str]) -> dict[str, Any]:
-    """{task: {lever: {score, low, high, seconds}}}: gold in percent; None where a lever has no result."""
+    """{task: {lever: {score, low, high, seconds, cpu_seconds}}}: gold in percent; None where a lever has no result."""
     found: dict[str, Any] = {}
     for task in dict.fromkeys(r.task for r in results):
         for lever in ("base", *levers):
@@ -173,6 +173,7 @@ def as_json(results: Sequence[Result], levers: Sequence[str]) -> dict[str, Any]:
             values = {k: round(100 * gold[k], 2) if gold else None for k in ("score", "low", "high")}
             if lever != "base":
                 values["seconds"] = round(it.seconds, 1) if it is not None else None
+                values["cpu_seconds"] = round(it.cpu_seconds, 1) if it is not None else None
             found.setdefault(task, {})[lever] = values
     return found
 

@@ -98,4 +98,4 @@ def test_results_are_found_again_and_failed_ones_are_not(tmp_path):
     found = as_json([base, done, failed], ["colever", "trl"])["routing"]
     assert found["colever"]["score"] == 100.0
     assert found["colever"]["seconds"] == 3.0
-    assert found["trl"] == {"score": None, "low": None, "high": None, "seconds": None}
+    assert found["trl"] == {"score": None, "low": None, "high": None, "seconds": None, "cpu_seconds": None}
