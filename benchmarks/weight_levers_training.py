@@ -34,8 +34,8 @@ Train = Callable[[Task, TransformersEngine, WeightSettings, int, Path], tuple[We
 
 # Groups that DSPy makes per example, by task: its trainer takes examples × this many per update, and DSPy does not say
 # how many it will make. Two predictors, one call each. An agent's calls are cut to the fewest that any rollout of the
-# group made: 32 groups per update of 16 examples at first, about 50 later. On dev 2 was better than 3 (gold 75 and 65 %);
-# filling the calls up instead (``variably_invoked_predictor_grouping_mode="fill"``) ended at 0 %.
+# group made: 32 groups per update of 16 examples at first, about 50 later. On dev 2 was better than 3 (gold 75 and
+# 65 %); filling the calls up (``variably_invoked_predictor_grouping_mode="fill"``) ended at 0 %.
 GROUPS: Mapping[str, float] = {"arithmetic": 2, "routing": 2, "lookup": 2}
 
 
