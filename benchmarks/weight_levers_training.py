@@ -16,6 +16,7 @@ from typing import Any
 import dspy
 import weight_levers_trl
 from dspy.teleprompt.grpo import GRPO
+from dspy.utils.exceptions import AdapterParseError
 
 import colever.optimizers.grpo  # noqa: F401 - what a lever imports when it is pulled is no training
 from colever.config import WeightSettings
@@ -48,12 +49,27 @@ def train_colever(
     return pull.candidate.weights, notes
 
 
+class AllOrNothing(dspy.ChatAdapter):
+    """An answer that misses some of its fields is told of as one that misses all of them.
+
+    DSPy 3.4.1 rewards the former by ``present / expected``, which are two lists: it raises TypeError inside the rollout,
+    which is then dropped instead of punished, and the policy learns to leave fields out. The latter it punishes.
+    """
+
+    def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
+        try:
+            return super().parse(signature, completion)
+        except AdapterParseError as error:
+            error.parsed_result = None
+            raise
+
+
 def train_dspy_grpo(
     task: Task, engine: TransformersEngine, s: WeightSettings, seed: int, folder: Path
 ) -> tuple[Weights, Notes]:
     """DSPy's GRPO as it stands. Not its defaults: no demos (the default raises), the rollouts' adapter (else prompts
     are trained in XML), as many threads as rollouts (so that they share batches), ``groups_per_update``."""
-    adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
+    adapter = AllOrNothing(use_json_adapter_fallback=False)
     lm = engine_lm(engine, temperature=s.temperature, max_tokens=task.max_tokens)
     student = task.program()
     student.set_lm(lm)
