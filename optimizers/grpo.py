@@ -24,10 +24,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 from transformers import PrinterCallback
-from trl import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
 from colever.engines.adapters import PredictorAdapters
@@ -39,11 +36,11 @@ from colever.engines.prefix_tree import prefix_tree
 from colever.errors import LeverError
 from colever.optimizers import shared_prefix
 from colever.optimizers.checkpoint import seal_checkpoint
-from colever.optimizers.grpo_settings import GrpoSettings, rate
+from colever.optimizers.grpo_settings import GrpoSettings
 from colever.optimizers.importance import truncated_ratio
 from colever.optimizers.loss_inputs import loss_inputs
 from colever.optimizers.processes import OneProcess, Team
-from colever.optimizers.trainer_loop import Touched, joined, not_finite, own_dtype, quiet
+from colever.optimizers.trainer_loop import Enough, LoopTrainer, Touched, joined, not_finite, own_dtype, quiet
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
 from colever.optimizers.writing import writing
 
@@ -55,7 +52,7 @@ Sampler = Callable[[int], TrainingBatch | None]  # update index → rows from th
 Metrics = dict[str, float]
 
 
-class ProgramTrainer(GRPOTrainer):
+class ProgramTrainer(LoopTrainer):
     """Trains ``model`` in place. ``sample`` gives an update's rows, ``after_update`` hears of every update's metrics.
 
     ``adapters``: where every predictor has an adapter of its own, ``model`` with them; a row trains its predictor's
@@ -132,7 +129,7 @@ class ProgramTrainer(GRPOTrainer):
         started = time.monotonic()
         batch = self._sample(self.state.global_step)
         if batch is None:
-            raise _Enough
+            raise Enough
         sampled = time.monotonic()
         model.train()
         self._step += 1
@@ -300,24 +297,7 @@ class ProgramTrainer(GRPOTrainer):
         self._check_finite(float(norm), "gradient's norm")
         return norm
 
-    # --- Trainer's surroundings ------------------------------------------------------------------
-
-    @property
-    def pad_token_id(self) -> int:
-        return int(self._tokenizer.pad_token_id)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """One item per update, its index; the rows come from ``sample``."""
-        return DataLoader([{"update": u} for u in range(self.settings.updates)], batch_size=1)  # type: ignore[arg-type]
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """Linear warm-up whose first update is not 0, then constant, linear or cosine to 0."""
-        if self.lr_scheduler is None:
-            s = self.settings
-            trained: Any = optimizer or self.optimizer
-            self.lr_scheduler = LambdaLR(trained, lambda u: rate(u, s.updates, s.warmup, s.schedule))
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
+    # --- what others read ---------------------------------------------------------------------------
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         super().log(logs, start_time)
@@ -325,15 +305,6 @@ class ProgramTrainer(GRPOTrainer):
             return  # the summary at the end
         metrics: Metrics = {k: float(logs[k]) for k in ("loss", "grad_norm", "learning_rate") if k in logs}
         self._after_update(self.state.global_step - 1, metrics | self._notes)
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # counted in ``flops``
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: a checkpoint is for this machine alone."""
-
-    def _send_telemetry(self) -> None:
-        """None."""
 
     # --- checkpoints -----------------------------------------------------------------------------
 
@@ -362,13 +333,9 @@ class ProgramTrainer(GRPOTrainer):
 
     def run(self, checkpoint: Path | None) -> None:
         """Train to the last update or until there is no batch, from ``checkpoint`` if there is one."""
-        with quiet(), suppress(_Enough), naming_memory(self._out_of_memory):
+        with quiet(), suppress(Enough), naming_memory(self._out_of_memory):
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         Team.current().together(self._check_weights)
-
-
-class _Enough(Exception):
-    """Ends TRL's loop before an update."""
 
 
 def _no_reward(*args: Any, **kwargs: Any) -> list[float | None]:

@@ -10,8 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 from transformers.utils import logging as hf_logging
+from trl import GRPOTrainer
+
+from colever.optimizers.grpo_settings import GrpoSettings, rate
 
 
 @contextmanager
@@ -63,3 +68,39 @@ def not_finite(model: Any) -> str:
     """The first trained parameter that holds a NaN or an infinity; empty if there is none."""
     trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
     return next((name for name, p in trained if not bool(torch.isfinite(p).all())), "")
+
+
+class LoopTrainer(GRPOTrainer):
+    """TRL's trainer without what a sweep does not want, and with updates for items and our learning-rate schedule."""
+
+    settings: GrpoSettings
+
+    @property
+    def pad_token_id(self) -> int:
+        return int(self._tokenizer.pad_token_id)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """One item per update, its index; the rows come from ``sample``."""
+        return DataLoader([{"update": u} for u in range(self.settings.updates)], batch_size=1)  # type: ignore[arg-type]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Linear warm-up whose first update is not 0, then constant, linear or cosine to 0."""
+        if self.lr_scheduler is None:
+            s = self.settings
+            trained: Any = optimizer or self.optimizer
+            self.lr_scheduler = LambdaLR(trained, lambda u: rate(u, s.updates, s.warmup, s.schedule))
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # counted in ``flops``
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None: a checkpoint is for this machine alone."""
+
+    def _send_telemetry(self) -> None:
+        """None."""
+
+
+class Enough(Exception):
+    """Ends TRL's loop before an update."""
