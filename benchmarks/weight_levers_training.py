@@ -53,7 +53,8 @@ class AllOrNothing(dspy.ChatAdapter):
     """An answer that misses some of its fields is told of as one that misses all of them.
 
     DSPy 3.4.1 rewards the former by ``present / expected``, which are two lists: it raises TypeError inside the
-    rollout, which is then dropped instead of punished, and the policy learns to leave fields out. The latter it punishes.
+    rollout, which is then dropped instead of punished, and the policy learns to leave fields out. The latter it
+    punishes.
     """
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
