@@ -74,9 +74,16 @@ def assert_same(ours: dict, theirs: dict) -> None:
         assert ours["notes"].get(name) == theirs["notes"].get(name), name
     looks = [[score for _, score in found["notes"].get("validation", [])] for found in (ours, theirs)]
     assert looks[0] == pytest.approx(looks[1])
-    files = [load_file(str(next(Path(found["weights"]).glob("*.safetensors")))) for found in (ours, theirs)]
-    assert files[0].keys() == files[1].keys()
-    assert all(torch.allclose(files[0][name], files[1][name], atol=2e-5) for name in files[0])
+    trained = [tensors(Path(found["weights"])) for found in (ours, theirs)]
+    assert trained[0].keys() == trained[1].keys()
+    assert all(torch.allclose(trained[0][name], trained[1][name], atol=2e-5) for name in trained[0])
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Of all files of trained weights: a set of adapters has one per predictor."""
+    files = sorted(folder.rglob("*.safetensors"))
+    assert files
+    return {f"{f.relative_to(folder)}:{name}": t for f in files for name, t in load_file(str(f)).items()}
 
 
 @pytest.mark.parametrize("case", CASES)
