@@ -80,7 +80,7 @@ class EngineReinforceJob(ReinforceJob):
                 trainable(self.engine, self.parent, self.settings.weights(), self.settings.seed)
             )
             self._updates = _Updates(self.model, self.engine, self._grpo_settings(), self.folder / "training")
-        except BaseException:
+        except BaseException:  # an interrupt too: the parent's weights come back, then it goes on up
             self._abandon()
             raise
         self.lm.model = f"colever/{self.engine.name}"  # whatever the model holds: the weights as they are trained
@@ -99,7 +99,7 @@ class EngineReinforceJob(ReinforceJob):
         batch = self._batch(train_data)
         try:
             metrics = self._updates.make(batch)
-        except BaseException:
+        except BaseException:  # an interrupt too: a model half trained is nobody's
             self.cancel()
             raise
         self.metrics.append({"reward": batch.reward, "constant_share": batch.constant_share, **metrics})
@@ -134,7 +134,7 @@ class EngineReinforceJob(ReinforceJob):
         try:
             self._updates.end()
             weights = self._save("weights")
-        except BaseException:
+        except BaseException:  # an interrupt too: a model half trained is nobody's
             self.cancel()
             raise
         self._result = weights
