@@ -1,6 +1,6 @@
 """Do the report's 95 % intervals hold what they claim?  Thousands of simulated studies with planted effects.
 
-    python benchmarks/coverage.py            # about five minutes on one core
+    python benchmarks/coverage.py            # five to ten minutes on one core
     python benchmarks/coverage.py --studies 500 --training-seeds 2 5
 
 Gold of an arm on an example is 1 where ``θ + difficulty + own + noise > 0``: the difficulty is shared by all arms (so

@@ -33,8 +33,8 @@ def test_what_is_planted_is_drawn(coverage: Any) -> None:
     assert (golds[:, :2] == golds[:, :2, :1]).all()
     spread = runs.std(axis=(0, 2))
     assert spread[:2] == pytest.approx(0)
-    assert spread[2:].min() > 0.03
-    assert np.corrcoef(golds[:, 0, 0].ravel(), golds[:, 3, 0].ravel())[0, 1] > 0.15
+    assert spread[2:].min() > 0.02
+    assert np.corrcoef(golds[:, 0, 0].ravel(), golds[:, 3, 0].ravel())[0, 1] > 0.1
 
 
 def test_a_cell_counts_what_covers_and_what_is_falsely_resolved(coverage: Any) -> None:
