@@ -16,6 +16,7 @@ from typing import Any, Literal
 LeverName = Literal["prompt", "weights"]
 SplitName = Literal["train", "dev", "test"]
 Failure = Literal["policy", "infrastructure"]
+Over = Literal["examples", "seeds and examples"]
 
 
 def digest_of(value: Any) -> str:
@@ -277,13 +278,32 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How a mean's values vary, as standard deviations (None: cannot be told from this many seeds and examples).
+
+    ``over_examples`` of one seed holds the residual too: what depends on seed and example together.
+    """
+
+    seeds: int
+    examples: int
+    over_examples: float | None = None
+    over_seeds: float | None = None
+    residual: float | None = None
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval; ``resolved`` is false where the interval holds 0 (effects only)."""
+    """A value with its 95 % interval; ``resolved`` is false where the interval holds 0 (effects only).
+
+    ``over`` says what the interval covers: examples alone, for the one training run at hand, or training seeds too.
+    """
 
     value: float
     low: float
     high: float
     resolved: bool = True
+    over: Over = "examples"
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True)

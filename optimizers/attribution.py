@@ -168,9 +168,16 @@ class _Measured:
 
     def __init__(self, state: StudyState, evaluations: Evaluations) -> None:
         self.state, self._evaluations = state, evaluations
+        self._read: dict[tuple[str, str], Evaluation | None] = {}
 
     def on(self, candidate: Candidate, split: str) -> Evaluation | None:
-        return self._evaluations(candidate, split) if self.state.finished else None
+        """Read once: arms that are one candidate share their values, so that their effect is 0 for certain."""
+        if not self.state.finished:
+            return None
+        key = candidate.digest, split
+        if key not in self._read:
+            self._read[key] = self._evaluations(candidate, split)
+        return self._read[key]
 
     def cell(self, name: str, candidate: Candidate, split: str, schedule: str = "", dev: float | None = None) -> Cell:
         found = self.on(candidate, split)

@@ -118,6 +118,20 @@ def test_effects_are_shapley_shares_on_test() -> None:
     assert report.cost.rollouts == 100 * len({r.key for t in four(records) for r in t.rounds})
 
 
+def test_a_lever_whose_round_was_dropped_has_no_effect_for_certain() -> None:
+    records = Records()
+    trials = [records.trial(0, "p", [0.4], test=0.5), records.trial(1, "w,p", [0.7, 0.6], test=0.7)]
+
+    def anew(wanted: Candidate, split: str) -> Evaluation | None:
+        found = records(wanted, split)
+        return None if found is None else Evaluation.from_json(found.to_json())
+
+    effects = build_report(records.state(), trials, anew).effects
+    for name in ("prompt", "interaction"):
+        assert (effects[name].value, effects[name].low, effects[name].high) == (0, 0, 0)
+    assert effects["weights"].resolved
+
+
 def test_thresholds_name_lever_round_and_cost() -> None:
     records = Records()
     trial = records.trial(0, "p,w", [0.75, 0.95])

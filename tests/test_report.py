@@ -89,7 +89,7 @@ def test_json_has_the_public_keys() -> None:
     assert all(set(cell) >= CELL for cell in data["table"].values())
     assert data["table"]["both"]["gold"] == pytest.approx(0.943)
     assert {"prompt", "weights", "interaction"} <= set(data["effects"])
-    assert set(data["effects"]["prompt"]) == {"value", "low", "high", "resolved"}
+    assert set(data["effects"]["prompt"]) == {"value", "low", "high", "resolved", "over", "spread"}
     assert data["effects"]["interaction"]["resolved"] is False
     assert all(set(row) == {"at", "lever", "round", "cost"} for row in data["thresholds"])
     assert all({"schedule", "dev", "test", "cost"} <= set(row) for row in data["arms"])
