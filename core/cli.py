@@ -145,7 +145,7 @@ def sweep(
 @app.command(epilog="Example: colever report arithmetic --html arithmetic.html")
 def report(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A study, or a task for its latest study.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Also write figures, report.json and report.html here.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write figures, JSON and page here.")] = None,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write one page to mail.")] = None,
     home: HomeOption = HOME,
     as_json: JsonOption = False,
@@ -302,8 +302,8 @@ def _run_study(config: SweepConfig, home: Path, as_json: bool) -> None:
         write_report(with_examples(built, task), folder)
     show_report(built, as_json)
     console.say(
-        f"\nIn {folder}: report.html, report.json, figures, config.yaml, candidate.json (for: colever eval {config.task} "
-        f"--candidate). Compare the runs: colever ui {config.study_name}"
+        f"\nIn {folder}: report.html, report.json, figures, config.yaml, candidate.json (for: colever eval "
+        f"{config.task} --candidate). Compare the runs: colever ui {config.study_name}"
     )
     if built.failures:
         raise LeverError(

@@ -83,8 +83,8 @@ def stored_task(folder: StudyFolder) -> Task:
 
 def show_report(built: StudyReport, as_json: bool) -> None:
     """The whole report on stdout."""
-    from colever.tracking.terminal import render
     from colever.tracking.report_json import to_json
+    from colever.tracking.terminal import render
 
     if as_json:
         console.show_json(to_json(built))

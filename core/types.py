@@ -335,7 +335,7 @@ class Flips:
     gained: tuple[str, ...]  # ids, wrong under the base and right under the winner, in the split's order
     lost: tuple[str, ...]  # ids, the other way round
     p_value: float
-    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of a few of them: id -> the example's fields
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of a few: id -> the example's fields
 
 
 @dataclass(frozen=True)

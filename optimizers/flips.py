@@ -28,7 +28,5 @@ def mcnemar(gained: int, lost: int) -> float:
 def _right(evaluation: Evaluation, gold: bool) -> dict[str, bool]:
     values = evaluation.golds if gold else evaluation.scores
     return {
-        name: value >= RIGHT
-        for name, value in zip(evaluation.example_ids, values, strict=True)
-        if value is not None
+        name: value >= RIGHT for name, value in zip(evaluation.example_ids, values, strict=True) if value is not None
     }

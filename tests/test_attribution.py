@@ -206,6 +206,8 @@ def test_flips_are_on_gold_where_there_is_gold_and_part_of_the_marks_is_not_righ
     assert flips_between(before, replace(after, example_ids=tuple(f"x{i}" for i in range(100))), gold=True) is None
 
 
-@pytest.mark.parametrize(("gained", "lost", "p"), [(0, 0, 1.0), (1, 1, 1.0), (5, 0, 0.0625), (0, 5, 0.0625), (8, 2, 0.109375)])
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"), [(0, 0, 1.0), (1, 1, 1.0), (5, 0, 0.0625), (0, 5, 0.0625), (8, 2, 0.109375)]
+)
 def test_mcnemar_is_exact(gained: int, lost: int, p: float) -> None:
     assert mcnemar(gained, lost) == pytest.approx(p)

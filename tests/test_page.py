@@ -77,7 +77,8 @@ def test_the_page_has_the_verdict_every_row_and_every_footnote_of_the_terminal(m
 def test_the_parts_come_in_the_order_of_the_question() -> None:
     text = Page(to_html(make_report())).text
     parts = [
-        "arithmetic: 62.1 % → 94.3 % gold", "Arms on test", "From base to both levers", "The four arms", "Score against cost",
+        "arithmetic: 62.1 % → 94.3 % gold", "Arms on test", "From base to both levers", "The four arms",
+        "Score against cost",
         "Which criteria moved", "What each level cost", "The winner's prompts", "The winner's path", "Every trial",
         "Watched split: longer chains", "Examples that flipped", "conditional on this one training run",
     ]  # fmt: skip

@@ -49,7 +49,9 @@ def _content(report: StudyReport) -> dict[str, Any]:
         "square": page_figures.square(report),
         "interaction": effect_text(report.effects.get("interaction")),
         "curves": {unit: drawn for unit in COST_UNITS if (drawn := page_figures.cost_curves(report, unit))},
-        "legend": [(arm_label(arm), page_figures.colour_class(colour, "back")) for arm, colour, _ in drawn_arms(report)],
+        "legend": [
+            (arm_label(arm), page_figures.colour_class(colour, "back")) for arm, colour, _ in drawn_arms(report)
+        ],
         "criteria_changes": page_figures.criteria_changes(report) if report.finished else None,
         "prompts": report.path[-1].kept.prompts if report.path else {},
         "flips": report.flips,
@@ -75,7 +77,7 @@ def _turned(flips: Flips) -> Sequence[Mapping[str, Any]]:
 
 def unbroken(text: str) -> str:
     """No line break inside a number or an interval."""
-    return re.sub(r"(?<=[\d,]) (?=[\d%-]|min\b|s\b|h\b)", "\u00a0", text)
+    return re.sub(r"(?<=[\d,]) (?=[\d%-]|(?:min|s|h)\b)|(?<=min) (?=\d)|(?<= h) (?=\d)", "\u00a0", text)
 
 
 def brief(value: object) -> str:

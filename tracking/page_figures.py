@@ -1,10 +1,11 @@
-"""A report's figures for the HTML page, as inline SVG. Reads a StudyReport only; colours are classes of the style sheet.
+"""A report's figures for the HTML page, as inline SVG; colours are classes of its styles. Reads a StudyReport only.
 
 Each is about as wide as a phone, so that its text is readable there; the page puts two beside each other.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from colever.tracking.figures import COST_UNITS, INK, LEVER_COLOURS, drawn_arms
@@ -111,9 +112,7 @@ def _told(report: StudyReport, cell: Cell) -> str:
     return "not pulled" if estimate is None else interval(estimate)
 
 
-def _tile(
-    picture: Picture, report: StudyReport, cell: Cell, x: float, y: float, width: float, height: float
-) -> None:
+def _tile(picture: Picture, report: StudyReport, cell: Cell, x: float, y: float, width: float, height: float) -> None:
     estimate = cell.gold if report.has_gold else cell.score
     middle = x + width / 2
     won = cell.name != "base" and cell.schedule in (report.winner, kept_schedule(report)) and estimate is not None
@@ -140,12 +139,11 @@ def cost_curves(report: StudyReport, unit: str) -> str | None:
         return None
     spent = COST_UNITS[unit]
     marks = ticks(max(spent(cost) for arm, _, _ in arms for cost, _ in arm.curve) or 1.0, 4)
-    lowest = min(value for arm, _, _ in arms for _, value in arm.curve)
+    lowest = min(report.target, *(value for arm, _, _ in arms for _, value in arm.curve))
     best = arms[0][0]
     said = f"{measure(report)} on dev against {unit}: {len(arms)} trials, the best {best.schedule} at {share(best.dev)}"
     picture = Picture(WIDTH, 290, said)
-    bottom = 10 * int(max(0.0, 100 * lowest) // 10)
-    y = _value_axis(picture, 1.0, report.target, bottom, foot=44)
+    y = _value_axis(picture, 1.0, report.target, 100 * lowest, foot=44)
     x = scale(0, marks[-1], LEFT + 6, WIDTH - 18)
     for mark in marks:
         picture.text(x(mark), picture.height - 26, f"{mark:,.0f}" if marks[1] >= 1 else f"{mark:g}", "axis")
@@ -174,9 +172,9 @@ def criteria_changes(report: StudyReport) -> str | None:
     for place, (criterion, start) in enumerate(base.items()):
         top = 26 + block * place
         picture.text(0, top + 13, criterion if len(criterion) <= 56 else criterion[:55] + "…", "value", "start")
+        picture.line(across(start), top + 19, across(start), top + 17 + ROW * len(arms), "base")
         for row, (name, values) in enumerate(arms.items()):
             _change(picture, across, top + 18 + ROW * (row + 0.5), name, start, values.get(criterion))
-        picture.line(across(start), top + 19, across(start), top + 17 + ROW * len(arms), "base")
     return picture.markup()
 
 
@@ -199,18 +197,17 @@ def _criteria_told(base: Mapping[str, float], arms: Mapping[str, Mapping[str, fl
     return "Criteria on test. " + "; ".join(map(one, base))
 
 
-def _value_axis(picture: Picture, most: float, target: float, bottom: float = 0, foot: float = 54) -> Scale:
-    """Percent from ``bottom`` to 100, or beyond where ``most`` is more; grid, labels and the target's line."""
-    step = 20 if 100 * most - bottom > 60 else 10
-    top = max(100.0, step * -(-100 * most // step))
+def _value_axis(picture: Picture, most: float, target: float, least: float = 0, foot: float = 54) -> Scale:
+    """Percent from just below ``least`` to 100, or beyond where ``most`` is more; the target has a label of its own."""
+    step = 20 if 100 * most - least > 60 else 10
+    bottom, top = step * max(0, int(least // step)), max(100, step * math.ceil(100 * most / step))
     y = scale(bottom, top, picture.height - foot, 24)
-    value = bottom
-    while value <= top:
+    aim = y(max(bottom, 100 * target))
+    for value in range(bottom, top + 1, step):
         picture.line(LEFT, y(value), picture.width, y(value), "grid")
-        picture.text(LEFT - 6, y(value) + 4, f"{value:g}", "axis", "end")
-        value += step
+        if abs(y(value) - aim) > 12:
+            picture.text(LEFT - 6, y(value) + 4, f"{value}", "axis", "end")
     picture.text(0, 11, "%", "axis", "start")
-    if bottom <= 100 * target:
-        picture.line(LEFT, y(100 * target), picture.width, y(100 * target), "target")
-        picture.text(LEFT + 2, y(100 * target) - 4, f"target {100 * target:g} %", "aim", "start")
+    picture.line(LEFT, aim, picture.width, aim, "target")
+    picture.text(LEFT - 6, aim + 4, f"{100 * target:g}", "aim", "end")
     return y

@@ -13,7 +13,7 @@ Scale = Callable[[float], float]
 
 
 class Picture:
-    """``width`` by ``height`` user units; it scales to the page's column. ``label`` says to a screen reader what it shows."""
+    """``width`` by ``height`` user units, scaled to the page's column. ``label`` is for screen readers."""
 
     def __init__(self, width: float, height: float, label: str) -> None:
         box = {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": label}

@@ -88,9 +88,7 @@ def _arms(report: StudyReport, cells: Mapping[str, Cell], title: str) -> Table:
             rows.append(Row([name, cell.schedule, "not pulled", *blanks, share(cell.dev)], "faint"))
             continue
         winner = name != "base" and cell.schedule in (report.winner, kept_schedule(report))
-        rows.append(
-            Row([name, cell.schedule, *_estimates(report, cell), share(cell.dev)], "best" if winner else "")
-        )
+        rows.append(Row([name, cell.schedule, *_estimates(report, cell), share(cell.dev)], "best" if winner else ""))
     return Table(title, ["arm", "schedule", *estimates, "dev score"], rows)
 
 

@@ -65,7 +65,9 @@ def save(page: Page, file: Path, name: str) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_opens_without_error_and_fits_its_window(browser: Browser, file: Path, width: int, scheme: str) -> None:
     page, said = opened(browser, file, width, color_scheme=scheme)
-    seen = page.evaluate("[...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().height > 100).length")
+    seen = page.evaluate(
+        "[...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().height > 100).length"
+    )
     assert seen == 4, "waterfall, square, one cost, criteria"
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "only tables scroll sideways"
     small = "[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width / s.viewBox.baseVal.width)"
@@ -82,7 +84,8 @@ def test_no_text_of_a_figure_lies_outside_it_or_on_another(browser: Browser, fil
         """[...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().width).flatMap(s => {
              const edge = s.getBoundingClientRect(), texts = [...s.querySelectorAll('text')];
              const boxes = texts.map(t => t.getBoundingClientRect());
-             const apart = (a, b) => a.right <= b.left + 1 || b.right <= a.left + 1 || a.bottom <= b.top + 5 || b.bottom <= a.top + 5;
+             const beside = (a, b) => a.right <= b.left + 1 || b.right <= a.left + 1;
+             const apart = (a, b) => beside(a, b) || a.bottom <= b.top + 5 || b.bottom <= a.top + 5;
              const out = texts.filter((t, i) => boxes[i].left < edge.left - 2 || boxes[i].right > edge.right + 2);
              const met = texts.filter((t, i) => boxes.some((b, j) => j < i && !apart(b, boxes[i])));
              return [...out, ...met].map(t => t.textContent);
@@ -110,6 +113,7 @@ def test_print_shows_every_unit_and_what_is_folded(browser: Browser, file: Path,
     page.emulate_media(media="print")
     assert page.locator(".panel:visible svg").count() == 3
     assert page.locator("details table").first.is_visible()
+    save(page, file, "print")
     printed = page.pdf(path=str(tmp_path / "report.pdf"), format="A4")
     assert printed.startswith(b"%PDF")
     if folder := os.environ.get("COLEVER_SCREENSHOTS"):
