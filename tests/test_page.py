@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic_study import make_flips, make_report, no_gold_report, unfinished_report
+from synthetic_study import around, make_flips, make_report, no_gold_report, unfinished_report
 
 from colever.errors import StoreError
 from colever.shown import write_page
@@ -105,6 +105,39 @@ def test_figures_say_their_numbers() -> None:
     assert table is not None
     for row in table.rows:
         assert f"{row.cells[0]}: base {row.cells[1]}, prompt only {row.cells[2]}" in labels[5]
+
+
+@pytest.mark.parametrize(
+    ("base", "prompt", "weights", "both"),
+    [(0.9, 0.1, 0.1, 0.9), (0.5, 1.0, 1.0, 0.0), (0.0, 0.0, 0.0, 0.0), (1.0, 0.3, 0.9, 0.2)],
+)
+def test_no_figure_leaves_its_frame(base: float, prompt: float, weights: float, both: float) -> None:
+    report = make_report()
+    values = {"base": base, "prompt": prompt, "weights": weights, "both": both}
+    table = {name: replace(report.table[name], gold=around(v), by_criterion={"c": v}) for name, v in values.items()}
+    effects = {
+        "prompt": around((prompt - base + both - weights) / 2),
+        "weights": around((weights - base + both - prompt) / 2),
+        "interaction": around(both - prompt - weights + base),
+    }
+    arms = [replace(arm, curve=[(cost, both) for cost, _ in arm.curve]) for arm in report.arms]
+    for elements in figures(to_html(replace(report, table=table, effects=effects, arms=arms))):
+        _, _, width, height = map(float, elements[0][1]["viewbox"].split())
+        for tag, attributes in elements[1:]:
+            for name, limit in {"x": width, "x1": width, "x2": width, "cx": width, "y": height, "y1": height,
+                                "y2": height, "cy": height}.items():  # fmt: skip
+                assert -8 <= float(attributes.get(name, 0)) <= limit + 8, (tag, attributes)
+
+
+def figures(html: str) -> list[list[tuple[str, dict[str, str]]]]:
+    """The elements of each SVG, itself first."""
+    found: list[list[tuple[str, dict[str, str]]]] = []
+    for tag, attributes in Page(html).elements:
+        if tag == "svg":
+            found.append([])
+        if found and tag in ("svg", "rect", "line", "circle", "text"):
+            found[-1].append((tag, attributes))
+    return found
 
 
 def test_nothing_is_loaded_from_anywhere() -> None:

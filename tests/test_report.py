@@ -97,6 +97,17 @@ def test_json_has_the_public_keys() -> None:
     assert json.loads(json.dumps(data, allow_nan=False)) == data
 
 
+def test_json_names_the_examples_that_flipped_and_not_what_they_hold() -> None:
+    report = make_report()
+    assert report.flips is not None
+    held = replace(report, flips=replace(report.flips, fields={"test-7": {"problem": "secret"}}))
+    data = to_json(held)
+    assert set(data["flips"]) == {"examples", "gained", "lost", "p_value"}
+    assert data["flips"]["lost"] == ["test-7", "test-40"]
+    assert "secret" not in json.dumps(data)
+    assert to_json(unfinished_report())["flips"] is None
+
+
 def test_json_is_null_where_nothing_was_pulled_or_measured() -> None:
     data = to_json(no_gold_report())
     assert {data["table"]["both"][key] for key in CELL} == {None}

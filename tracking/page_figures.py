@@ -50,7 +50,8 @@ def waterfall(report: StudyReport) -> str | None:
         f"{EFFECTS[name]} {effect_text(effect)}" for name, _, _, effect in bars
     )
     picture = Picture(WIDTH, 272, f"{label}; both levers {share(both)}")
-    y = _value_axis(picture, max(1.0, *(max(start, end) for _, start, end, _ in bars)), report.target)
+    ends = [level for _, start, end, _ in bars for level in (start, end)]
+    y = _value_axis(picture, max(ends), report.target, 100 * min(0.0, *ends))
     column = (WIDTH - LEFT) / 5
     places = {"base": 0, "prompt": 1, "weights": 2, "both": 3, "interaction": 4}
     for name, value in (("base", base), ("both", both)):
@@ -117,7 +118,7 @@ def _tile(picture: Picture, report: StudyReport, cell: Cell, x: float, y: float,
     middle = x + width / 2
     won = cell.name != "base" and cell.schedule in (report.winner, kept_schedule(report)) and estimate is not None
     picture.box(x, y, width, height, "tile best" if won else "tile")
-    schedule = f" ({cell.schedule})" if cell.schedule else ""
+    schedule = f" ({cell.schedule})" if 0 < len(cell.schedule) < 16 else ""
     picture.text(middle, y + 22, f"{ARMS[cell.name]}{schedule}")
     if estimate is None:
         picture.text(middle, y + height / 2 + 8, "not pulled", "axis")
@@ -199,8 +200,9 @@ def _criteria_told(base: Mapping[str, float], arms: Mapping[str, Mapping[str, fl
 
 def _value_axis(picture: Picture, most: float, target: float, least: float = 0, foot: float = 54) -> Scale:
     """Percent from just below ``least`` to 100, or beyond where ``most`` is more; the target has a label of its own."""
-    step = 20 if 100 * most - least > 60 else 10
-    bottom, top = step * max(0, int(least // step)), max(100, step * math.ceil(100 * most / step))
+    span = max(100.0, 100 * most) - least
+    step = 50 if span > 200 else 20 if span > 60 else 10
+    bottom, top = step * math.floor(least / step), step * math.ceil(max(100.0, 100 * most) / step)
     y = scale(bottom, top, picture.height - foot, 24)
     aim = y(max(bottom, 100 * target))
     for value in range(bottom, top + 1, step):
