@@ -13,7 +13,7 @@ import typer
 
 from colever import console
 from colever.errors import ColeverError, LeverError, UsageError
-from colever.shown import show_evaluation, show_report, write_report
+from colever.shown import show_evaluation, show_report, stored_task, with_examples, write_page, write_report
 
 if TYPE_CHECKING:
     from colever.config import SweepConfig
@@ -142,10 +142,11 @@ def sweep(
     _run_study(resolved, home, as_json)
 
 
-@app.command(epilog="Example: colever report arithmetic --out report/")
+@app.command(epilog="Example: colever report arithmetic --html arithmetic.html")
 def report(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A study, or a task for its latest study.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Also write figures and report.json here.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write figures, JSON and page here.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write one page to mail.")] = None,
     home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -153,9 +154,17 @@ def report(
     from colever.optimizers.attribution import report_of
     from colever.optimizers.study import find_study
 
-    built = report_of(find_study(home, name))
+    folder = find_study(home, name)
+    built = report_of(folder)
+    if (out is not None or html is not None) and built.flips is not None:
+        try:
+            built = with_examples(built, stored_task(folder))
+        except UsageError as error:
+            console.say(f"flipped examples are named, not shown: {error}")
     if out is not None:
         write_report(built, out)
+    if html is not None:
+        write_page(built, html)
     show_report(built, as_json)
 
 
@@ -290,11 +299,11 @@ def _run_study(config: SweepConfig, home: Path, as_json: bool) -> None:
         with console.progress() as drawn:
             built = run_sweep(config, task, engine, home, tracker=MlflowTracker(home), progress=drawn)
         folder = StudyFolder(home, config.study_name).path
-        write_report(built, folder)
+        write_report(with_examples(built, task), folder)
     show_report(built, as_json)
     console.say(
-        f"\nIn {folder}: report.json, figures, config.yaml, candidate.json (for: colever eval {config.task} "
-        f"--candidate). Compare the runs: colever ui {config.study_name}"
+        f"\nIn {folder}: report.html, report.json, figures, config.yaml, candidate.json (for: colever eval "
+        f"{config.task} --candidate). Compare the runs: colever ui {config.study_name}"
     )
     if built.failures:
         raise LeverError(

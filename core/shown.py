@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from colever import console
-from colever.errors import StoreError
+from colever.errors import StoreError, TaskError
 
 if TYPE_CHECKING:
+    from colever.optimizers.study import StudyFolder
+    from colever.tasks.task import Task
     from colever.types import Evaluation, StudyReport
+
+EXAMPLES_SHOWN = 4  # flipped in each direction, with their fields
 
 
 def write_report(built: StudyReport, folder: Path) -> None:
-    """``report.json``, ``figures/`` and the winner as ``candidate.json`` in ``folder``. Raises StoreError."""
+    """``report.json``, ``report.html``, ``figures/`` and the winner as ``candidate.json`` in ``folder``.
+
+    Raises StoreError.
+    """
     from colever.tracking.figures import save_all
     from colever.tracking.report_json import to_json
 
@@ -31,12 +40,51 @@ def write_report(built: StudyReport, folder: Path) -> None:
         save_all(built, folder / "figures")
     except OSError as error:
         raise StoreError(f"the report cannot be written to {folder}: {error}") from error
+    write_page(built, folder / "report.html")
+
+
+def write_page(built: StudyReport, file: Path) -> None:
+    """The report as one HTML page: all of it or nothing. Makes the folder. Raises StoreError."""
+    from colever.tracking.page import to_html
+
+    page = to_html(built).encode("utf-8", errors="replace")  # half of a surrogate pair has no encoding
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(page)
+        temporary.replace(file)
+    except OSError as error:
+        raise StoreError(f"the page cannot be written to {file}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def with_examples(built: StudyReport, task: Task) -> StudyReport:
+    """The report with what a few of its flipped examples hold: inputs first, then the other fields."""
+    if built.flips is None:
+        return built
+    wanted = {*built.flips.gained[:EXAMPLES_SHOWN], *built.flips.lost[:EXAMPLES_SHOWN]}
+    rows = {name: example for name, example in task.examples("test") if name in wanted}
+    fields = {name: {**example.inputs().toDict(), **example.labels().toDict()} for name, example in rows.items()}
+    return dataclasses.replace(built, flips=dataclasses.replace(built.flips, fields=fields))
+
+
+def stored_task(folder: StudyFolder) -> Task:
+    """The task that a study was run on. Raises TaskError where it is gone or another by now."""
+    from colever.config import load_config
+    from colever.tasks.load import load_task
+
+    task, state = load_task(load_config(folder.path / "config.yaml").task), folder.state()
+    if state is None or task.digest() != state.grounds.task:
+        raise TaskError(f"task {task.name!r} is not the one that study {folder.name!r} was run on")
+    return task
 
 
 def show_report(built: StudyReport, as_json: bool) -> None:
     """The whole report on stdout."""
-    from colever.tracking.report import render
     from colever.tracking.report_json import to_json
+    from colever.tracking.terminal import render
 
     if as_json:
         console.show_json(to_json(built))

@@ -345,8 +345,22 @@ class ArmRow:
 
 
 @dataclass(frozen=True)
+class Flips:
+    """Which test examples the winner turned, of ``examples`` that both it and the base were scored on.
+
+    Right is full marks: a value of 1, of gold where the task has gold. ``p_value`` is McNemar's exact test, two-sided.
+    """
+
+    examples: int
+    gained: tuple[str, ...]  # ids, wrong under the base and right under the winner, in the split's order
+    lost: tuple[str, ...]  # ids, the other way round
+    p_value: float
+    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of a few: id -> the example's fields
+
+
+@dataclass(frozen=True)
 class StudyReport:
-    """Everything that the terminal, JSON, figures and MLflow show of a study; built by optimizers.attribution."""
+    """Everything that the terminal, JSON, page, figures and MLflow show of a study; built by optimizers.attribution."""
 
     study: str
     task: str
@@ -368,6 +382,7 @@ class StudyReport:
     watched: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)  # watched split -> cell name -> cell
     notes: Sequence[str] = ()
     failures: Sequence[str] = ()  # trials that failed in this call; the same command tries them once more
+    flips: Flips | None = None  # base to winner on test
 
 
 def read_json(path: Path) -> Any:

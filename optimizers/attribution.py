@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from colever.errors import UsageError
+from colever.optimizers.flips import flips_between
 from colever.optimizers.statistics import Values, lever_effects, mean_estimate, paired_effect
 from colever.optimizers.study import StudyFolder, StudyState
 from colever.types import (
@@ -19,6 +20,7 @@ from colever.types import (
     Cost,
     Estimate,
     Evaluation,
+    Flips,
     LeverName,
     RoundRecord,
     StudyReport,
@@ -126,6 +128,7 @@ def build_report(state: StudyState, trials: Sequence[TrialRecord], evaluations: 
         if state.finished
         else {},
         notes=[*state.notes, *measured.notes(chosen, winner)],
+        flips=measured.flips(winner),
     )
 
 
@@ -229,6 +232,10 @@ class _Measured:
             if one is not None and other is not None and (effect := paired_effect([(1, one), (-1, other)])):
                 effects[name] = effect
         return effects
+
+    def flips(self, winner: TrialRecord | None) -> Flips | None:
+        base, best = (self.on(c, "test") if c else None for c in (self.state.base, winner and winner.candidate))
+        return flips_between(base, best, gold=self.state.has_gold) if base and best else None
 
     def _values(self, candidate: Candidate, gold: bool) -> Values | None:
         found = self.on(candidate, "test")

@@ -3,6 +3,7 @@
 studies/<name>/config.yaml   the resolved configuration
 studies/<name>/study.json    the trials, as keys into the round store
 studies/<name>/report.json   what ``colever report --json`` prints
+studies/<name>/report.html   what ``colever report --html`` writes
 """
 
 from __future__ import annotations

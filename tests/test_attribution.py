@@ -9,6 +9,7 @@ import pytest
 
 from colever.optimizers.attribution import build_report, choose_arms, choose_winner, planned, thresholds
 from colever.optimizers.evaluate import Grounds
+from colever.optimizers.flips import flips_between, mcnemar
 from colever.optimizers.study import StudyState
 from colever.types import Candidate, Cost, Evaluation, PredictorPrompt, RoundRecord, TrialRecord, Weights
 
@@ -188,3 +189,39 @@ def test_parts_take_the_winner_apart_and_are_planned_once() -> None:
     assert (winner.prompts["solve"].instructions, "base") in apart
     assert ("Solve.", winner.weights.digest) in apart
     assert sum(split == "far" for _, split in plan) == 4
+
+
+def test_flips_are_the_examples_that_the_winner_turned_on_test() -> None:
+    records = Records()
+    trials = four(records)
+    values = list(records.tests[BASE.digest].scores)
+    values[0], values[60], values[70] = 0.0, 1.0, None  # right only after, right only before as the 93rd, not scored
+    values[92] = 1.0
+    records.tests[BASE.digest] = replace(records.tests[BASE.digest], scores=tuple(values))
+    flips = build_report(records.state(), trials, records).flips
+    assert flips is not None
+    assert flips.gained == ("0", *(str(i) for i in range(50, 90) if i not in (60, 70)))
+    assert flips.lost == ("92",)
+    assert flips.examples == 99
+    assert flips.p_value == pytest.approx(2 * (1 + 40) / 2**40)
+    assert build_report(records.state(finished=False), trials, records).flips is None
+    assert build_report(records.state(), [], records).flips is None
+
+
+def test_flips_are_on_gold_where_there_is_gold_and_part_of_the_marks_is_not_right() -> None:
+    before, after = evaluation(0.5, 0.4, "test"), evaluation(0.5, 0.8, "test")
+    on_gold = flips_between(before, after, gold=True)
+    assert on_gold is not None
+    assert len(on_gold.gained) == 40
+    partly = replace(after, scores=(0.99,) * 100)
+    on_score = flips_between(before, partly, gold=False)
+    assert on_score is not None
+    assert (len(on_score.gained), len(on_score.lost)) == (0, 50)
+    assert flips_between(before, replace(after, example_ids=tuple(f"x{i}" for i in range(100))), gold=True) is None
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p"), [(0, 0, 1.0), (1, 1, 1.0), (5, 0, 0.0625), (0, 5, 0.0625), (8, 2, 0.109375)]
+)
+def test_mcnemar_is_exact(gained: int, lost: int, p: float) -> None:
+    assert mcnemar(gained, lost) == pytest.approx(p)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -217,12 +218,44 @@ def test_a_study_through_the_whole_command_line(run: Run, tmp_path: Path, tiny_c
     status, out, _ = run("report", "mine", "--json", "--home", home, "--out", tmp_path / "out")
     assert (status, json.loads(out)) == (0, first)
     assert (tmp_path / "out" / "report.json").exists()
+    assert (folder / "report.html").read_text() == (tmp_path / "out" / "report.html").read_text()
+    page = tmp_path / "mail" / "mine.html"
+    status, out, _ = run("report", "mine", "--json", "--home", home, "--html", page)
+    assert (status, json.loads(out)) == (0, first)
+    assert page.read_text() == (folder / "report.html").read_text()
+    status, _, err = run("report", "mine", "--home", home, "--html", tmp_path / "mail")
+    assert status == 1
+    assert "the page cannot be written" in one_line(err)
+    file.write_text(TASK + "\ntask = dataclasses.replace(task, target=0.5)")
+    status, _, err = run("report", "mine", "--home", home, "--html", page)
+    assert status == 0
+    assert "flipped examples are named, not shown: task 'echo' is not the one" in one_line(err)
+    file.write_text(TASK)
     status, out, _ = run("report", task, "--home", home)
     assert status == 0
     assert "base" in out
     status, _, err = run("optimize", task, "--schedule", "w", "--study", "mine", *small)
     assert status == 2
     assert "schedules" in err
+
+
+def test_flipped_examples_are_shown_with_what_the_task_holds_of_them(tmp_path: Path) -> None:
+    from synthetic_study import make_report
+
+    from colever.shown import with_examples
+    from colever.tasks.load import load_task
+    from colever.types import Flips
+
+    file = tmp_path / "my_task.py"
+    file.write_text(TASK)
+    report = dataclasses.replace(make_report(), flips=Flips(4, ("test-1",), ("test-3", "gone"), 1.0))
+    shown = with_examples(report, load_task(f"{file}:task")).flips
+    assert shown is not None
+    assert shown.fields == {
+        "test-1": {"question": "21", "answer": "21"},
+        "test-3": {"question": "23", "answer": "23"},
+    }
+    assert list(shown.fields["test-1"]) == ["question", "answer"]
 
 
 def test_an_evaluation_of_a_candidate(run: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:

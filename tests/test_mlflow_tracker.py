@@ -161,6 +161,7 @@ def test_study_run_says_the_verdict_first_and_holds_the_report(told: Path) -> No
     assert run.data.metrics["test/both"] == pytest.approx(0.943)
     assert run.data.metrics["effect/weights"] == pytest.approx(0.2185)
     assert json.loads(artifact(told, run, "report.json").read_text())["winner"] == "p,w"
+    assert "94.3 % gold on test" in artifact(told, run, "report.html").read_text()
     assert {path.name for path in artifact(told, run, "figures").iterdir()} >= {"1-levers.png", "2-cost.png"}
 
 

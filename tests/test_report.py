@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 from synthetic_study import make_report, no_gold_report, unfinished_report
 
-from colever.tracking.report import kept_schedule, render, verdict
+from colever.tracking.report import kept_schedule, verdict
 from colever.tracking.report_json import to_json
+from colever.tracking.terminal import render
 from colever.types import Cell, StudyReport
 
 CELL = {"score", "low", "high", "gold", "gold_low", "gold_high"}
@@ -94,6 +95,17 @@ def test_json_has_the_public_keys() -> None:
     assert all(set(row) == {"at", "lever", "round", "cost"} for row in data["thresholds"])
     assert all({"schedule", "dev", "test", "cost"} <= set(row) for row in data["arms"])
     assert json.loads(json.dumps(data, allow_nan=False)) == data
+
+
+def test_json_names_the_examples_that_flipped_and_not_what_they_hold() -> None:
+    report = make_report()
+    assert report.flips is not None
+    held = replace(report, flips=replace(report.flips, fields={"test-7": {"problem": "secret"}}))
+    data = to_json(held)
+    assert set(data["flips"]) == {"examples", "gained", "lost", "p_value"}
+    assert data["flips"]["lost"] == ["test-7", "test-40"]
+    assert "secret" not in json.dumps(data)
+    assert to_json(unfinished_report())["flips"] is None
 
 
 def test_json_is_null_where_nothing_was_pulled_or_measured() -> None:

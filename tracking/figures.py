@@ -5,12 +5,12 @@ Drawn without a display (Agg canvas, no pyplot state). Shares are in percent, ef
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colever.tracking.report import ARMS, EFFECTS, main_effects, spelled, verdict
-from colever.types import Cell, Estimate, StudyReport
+from colever.tracking.report import ARMS, EFFECTS, main_effects, measure, spelled, verdict
+from colever.types import ArmRow, Cell, Cost, Estimate, StudyReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,11 @@ Points = Sequence[tuple[int, float]]
 GREY, ORANGE, BLUE, GREEN, RED, INK = "#8c8c8c", "#e69f00", "#0072b2", "#009e73", "#d55e00", "#262626"
 LEVER_COLOURS = {"base": GREY, "prompt": ORANGE, "weights": BLUE, "both": GREEN, "interaction": GREY}
 PALETTE = (GREEN, "#cc79a7", "#56b4e9", RED, "#f0e442", GREY, INK, "#7f3c8d")  # of arms that pull both levers
+COST_UNITS: Mapping[str, Callable[[Cost], float]] = {
+    "rollouts": lambda cost: cost.rollouts,
+    "computed TFLOPs": lambda cost: cost.flops / 1e12,
+    "minutes": lambda cost: cost.seconds / 60,
+}
 # The training curves that are drawn, with their axis labels (one line per predictor where the lever logs
 # ``<name>/<predictor>``); others are MLflow metrics only.
 CURVES = {
@@ -57,32 +62,20 @@ def levers(report: StudyReport) -> Figure | None:
     figure, axes = _figure(2 if effects else 1, verdict(report))
     _arms(axes[0], report, pulled)
     if effects:
-        _effects(axes[1], effects, _measure(report))
+        _effects(axes[1], effects, measure(report))
     return figure
 
 
 def score_against_cost(report: StudyReport) -> Figure | None:
     """Dev after every round of every trial, against rollouts and against counted compute."""
-    arms = [arm for arm in sorted(report.arms, key=lambda a: -a.dev) if arm.curve][: len(PALETTE)]
+    arms = drawn_arms(report)
     if not arms:
         return None
-    # Arms that share a round share a line: the shorter arm is drawn wider, behind the longer one.
-    most = max(len(arm.curve) for arm in arms)
-    widths = [2 + 2 * (most - len(arm.curve)) for arm in arms]
-    spare = iter(PALETTE)
-    colours = [
-        LEVER_COLOURS["prompt"] if a.schedule == "p" else LEVER_COLOURS["weights"] if a.schedule == "w" else next(spare)
-        for a in arms
-    ]
     figure, axes = _figure(
-        2, f"{report.task}: {_measure(report)} on dev against cost, one point at the end of each round"
+        2, f"{report.task}: {measure(report)} on dev against cost, one point at the end of each round"
     )
-    for axis, (unit, cost_of) in zip(
-        axes,
-        (("rollouts", lambda c: c.rollouts), ("computed TFLOPs", lambda c: c.flops / 1e12)),
-        strict=True,
-    ):
-        for arm, colour, width in zip(arms, colours, widths, strict=True):
+    for axis, (unit, cost_of) in zip(axes, COST_UNITS.items(), strict=False):
+        for arm, colour, width in arms:
             x, y = [cost_of(cost) for cost, _ in arm.curve], [100 * value for _, value in arm.curve]
             style: dict[str, Any] = {
                 "color": colour,
@@ -90,9 +83,8 @@ def score_against_cost(report: StudyReport) -> Figure | None:
                 "markersize": width + 3,
                 "zorder": 3 - width / 100,
             }
-            label = f"{spelled(arm.schedule)} (#{arm.trial})"
-            axis.plot(x, y, "o-", label=label, **style)
-        _percent_axis(axis, f"{_measure(report)} on dev (%)")
+            axis.plot(x, y, "o-", label=arm_label(arm), **style)
+        _percent_axis(axis, f"{measure(report)} on dev (%)")
         _target(axis, report.target)
         axis.set_xlabel(f"cost so far ({unit})")
         axis.set_xlim(left=0)
@@ -149,6 +141,21 @@ def training(report: StudyReport) -> Figure | None:
     return figure
 
 
+def drawn_arms(report: StudyReport) -> list[tuple[ArmRow, str, int]]:
+    """The trials whose curves are drawn, best on dev first, each with its colour and line width.
+
+    Arms that share a round share a line: the shorter arm is wider, to be drawn behind the longer one.
+    """
+    arms = [arm for arm in sorted(report.arms, key=lambda a: -a.dev) if arm.curve][: len(PALETTE)]
+    most = max((len(arm.curve) for arm in arms), default=0)
+    alone, spare = {"p": LEVER_COLOURS["prompt"], "w": LEVER_COLOURS["weights"]}, iter(PALETTE)
+    return [(arm, alone.get(arm.schedule) or next(spare), 2 + 2 * (most - len(arm.curve))) for arm in arms]
+
+
+def arm_label(arm: ArmRow) -> str:
+    return f"{spelled(arm.schedule)} (#{arm.trial})"
+
+
 # --- pieces --------------------------------------------------------------------------------------
 
 
@@ -178,7 +185,7 @@ def _arms(axis: Axes, report: StudyReport, pulled: Mapping[str, Cell]) -> None:
     _target(axis, report.target)
 
 
-def _effects(axis: Axes, effects: Mapping[str, Estimate], measure: str) -> None:
+def _effects(axis: Axes, effects: Mapping[str, Estimate], on: str) -> None:
     for place, (name, effect) in enumerate(effects.items()):
         value = 100 * effect.value
         whisker = [[value - 100 * effect.low], [100 * effect.high - value]]
@@ -189,7 +196,7 @@ def _effects(axis: Axes, effects: Mapping[str, Estimate], measure: str) -> None:
         axis.text(place, max(100 * effect.high, 0) + 0.6, note, ha="center", va="bottom", fontsize=9)
     axis.axhline(0, color=INK, linewidth=0.8)
     axis.set_xticks(range(len(effects)), [EFFECTS.get(n, n).replace(" ", "\n", 1) for n in effects])
-    axis.set_ylabel(f"effect on {measure} with 95 % interval (points)")
+    axis.set_ylabel(f"effect on {on} with 95 % interval (points)")
     axis.set_title("what each lever earned", **_SMALL)
     axis.margins(y=0.15)
 
@@ -238,7 +245,3 @@ def _target(axis: Axes, target: float) -> None:
     axis.axhline(100 * target, color=RED, linewidth=1, linestyle=":")
     axis.annotate(f"target {100 * target:g} %", (0.005, 100 * target), xycoords=("axes fraction", "data"), fontsize=8,
                   color=RED, va="bottom")  # fmt: skip
-
-
-def _measure(report: StudyReport) -> str:
-    return "gold" if report.has_gold else "score"

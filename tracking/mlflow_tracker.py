@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from colever.errors import StoreError
 from colever.tracking import numbers, store
 from colever.tracking.note import study_note, trial_note
+from colever.tracking.page import to_html
 from colever.tracking.report import spelled
 from colever.tracking.report_json import to_json
 from colever.tracking.view import quoted, study_views, tags_of
@@ -146,6 +147,7 @@ class MlflowTracker:
             changed = [p for p in numbers.of_study(report) if study.data.metrics.get(p[0]) != p[2]]
             self._log(self._study_run, changed, _now(), tags)
             self._client.log_dict(self._study_run, to_json(report), "report.json")
+            self._client.log_text(self._study_run, to_html(report), "report.html")
             self._log_figures(report)
             self._write_views(measure)
             self._close_running(except_for=self._study_run)

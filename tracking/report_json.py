@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from colever.types import ArmRow, Cell, RoundRecord, StudyReport
+from colever.types import ArmRow, Cell, Flips, RoundRecord, StudyReport
 
 ARM_NAMES = ("base", "prompt", "weights", "both")
 EFFECT_NAMES = ("prompt", "weights", "interaction")
@@ -40,6 +40,7 @@ def to_json(report: StudyReport) -> dict[str, Any]:
             "prompts": report.path[-1].kept.to_json()["prompts"] if report.path else {},
             "notes": list(report.notes),
             "failures": list(report.failures),
+            "flips": _flips(report.flips),
         }
     )
 
@@ -59,6 +60,18 @@ def _cell(cell: Cell | None) -> dict[str, Any]:
         "examples": cell.examples if cell else None,
         "by_criterion": dict(cell.by_criterion) if cell else {},
         "completion_tokens": dict(cell.completion_tokens) if cell else {},
+    }
+
+
+def _flips(flips: Flips | None) -> dict[str, Any] | None:
+    """Ids only: the examples themselves are the task's."""
+    if flips is None:
+        return None
+    return {
+        "examples": flips.examples,
+        "gained": list(flips.gained),
+        "lost": list(flips.lost),
+        "p_value": flips.p_value,
     }
 
 

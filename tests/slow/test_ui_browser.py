@@ -6,7 +6,6 @@ Needs Playwright and a Chromium (its own, or one on the PATH); without them the 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from browser import chromium
 from synthetic_study import make_report, make_trials
 
 from colever.tracking.mlflow_tracker import MlflowTracker
@@ -56,19 +56,10 @@ def server(home: Path) -> Iterator[UiServer]:
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[Page]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        own = driver.chromium.executable_path
-        names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-        browser = own if Path(own).exists() else next(filter(None, map(shutil.which, names)), None)
-        if browser is None:
-            pytest.skip("no Chromium found: `playwright install chromium`, or put one on the PATH")
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        opened = driver.chromium.launch(executable_path=browser, args=flags)
+    with chromium() as opened:
         page = opened.new_page(viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(PATIENCE)
         yield page
-        opened.close()
 
 
 def free_port() -> int:

@@ -1,0 +1,187 @@
+"""The tables of a report as text: the terminal and the page draw the same rows. Reads a StudyReport only.
+
+Knows no terminal and no HTML. How numbers are written stands in ``report``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from colever.tracking.report import (
+    ARMS,
+    EFFECTS,
+    cost_texts,
+    effect_text,
+    interval,
+    kept_schedule,
+    level,
+    main_effects,
+    measure,
+    number,
+    share,
+)
+from colever.types import Candidate, Cell, Cost, Evaluation, StudyReport
+
+Style = Literal["", "best", "faint"]
+TEXT = {"arm", "schedule", "part", "its", "effect", "lever", "round", "trial", "predictor", "instruction", "criterion"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of text per column; ``best`` is the winner, ``faint`` what counts less."""
+
+    cells: Sequence[str]
+    style: Style = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """``foot`` are rows that sum up. Columns named in ``left`` hold text, ``wrap`` long text; the others numbers."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    foot: Sequence[Row] = ()
+    left: frozenset[str] = frozenset(TEXT)
+    wrap: frozenset[str] = frozenset()
+
+
+def tables(report: StudyReport) -> dict[str, Table]:
+    """Every table that the report has data for, by name, in the terminal's order."""
+    found: dict[str, Table] = {}
+    if report.finished:
+        found["arms"] = _arms(report, report.table, f"Arms on test: {report.model}, chosen on dev")
+        if report.effects:
+            found["effects"] = _effects(report)
+        if report.parts:
+            found["parts"] = _parts(report)
+    if report.path and report.path[-1].kept.prompts:
+        found["prompts"] = _prompts(report.path[-1].kept)
+    if report.path:
+        found["path"] = _path(report)
+        found["lengths"] = _lengths(report)
+    found["thresholds"] = _thresholds(report)
+    found["trials"] = _trials(report)
+    for split, cells in report.watched.items():
+        found[f"watched {split}"] = _arms(report, cells, f"Watched split: {split}")
+    return found
+
+
+def criteria(report: StudyReport) -> Table | None:
+    """Each criterion's mean on test by arm, in percent; None where no arm was tested."""
+    tested = {name: cell for name, cell in report.table.items() if cell.by_criterion}
+    names = list(dict.fromkeys(criterion for cell in tested.values() for criterion in cell.by_criterion))
+    if not names:
+        return None
+    rows = [Row([name, *(share(cell.by_criterion.get(name)) for cell in tested.values())]) for name in names]
+    return Table("Criteria on test", ["criterion", *(ARMS.get(name, name) for name in tested)], rows)
+
+
+def _arms(report: StudyReport, cells: Mapping[str, Cell], title: str) -> Table:
+    """The arms with the dev score that chose each; the winner's stands out."""
+    estimates, rows = _estimate_columns(report), []
+    for name, cell in cells.items():
+        if cell.score is None and name != "base":
+            blanks = [""] * (len(estimates) - 1)
+            rows.append(Row([name, cell.schedule, "not pulled", *blanks, share(cell.dev)], "faint"))
+            continue
+        winner = name != "base" and cell.schedule in (report.winner, kept_schedule(report))
+        rows.append(Row([name, cell.schedule, *_estimates(report, cell), share(cell.dev)], "best" if winner else ""))
+    return Table(title, ["arm", "schedule", *estimates, "dev score"], rows)
+
+
+def _parts(report: StudyReport) -> Table:
+    meaning = {
+        "p*,w*": "prompts, weights",
+        "p*,w0": "prompts alone",
+        "p0,w*": "weights alone",
+    }
+    rows = [Row([name, meaning.get(name, ""), *_estimates(report, cell)]) for name, cell in report.parts.items()]
+    return Table(f"Parts of the winner {report.winner} on test", ["part", "its", *_estimate_columns(report)], rows)
+
+
+def _effects(report: StudyReport) -> Table:
+    """Effects on gold, and beside them those on the score where the report has them (``<name>_score``)."""
+    beside = any(name.endswith("_score") for name in report.effects)
+    columns = ["effect", *(f"{m} [95 %] " for m in (("gold", "score") if beside else (measure(report),)))]
+    rows = []
+    for name, effect in main_effects(report).items():
+        scores = [effect_text(report.effects.get(f"{name}_score"))] if beside else []
+        rows.append(Row([EFFECTS.get(name, name), effect_text(effect), *scores]))
+    return Table("What each lever earned on test, in points", columns, rows, left=frozenset(columns))
+
+
+def _prompts(candidate: Candidate) -> Table:
+    rows = [Row([name, prompt.instructions, str(len(prompt.demos))]) for name, prompt in candidate.prompts.items()]
+    columns = ["predictor", "instruction", "demos"]
+    return Table("The winner's prompts", columns, rows, wrap=frozenset({"instruction"}))
+
+
+def _path(report: StudyReport) -> Table:
+    """Gold and score, the round's gain in score, and the cost so far, from the base on."""
+
+    def row(index: int, lever: str, state: Evaluation, gain: str, kept: str, spent: Cost) -> Row:
+        golds = [share(state.gold)] if report.has_gold else []
+        rollouts, _, time = cost_texts(spent)
+        cells = [str(index), lever, *golds, share(state.score), gain, kept, rollouts, time]
+        return Row(cells, "faint" if kept == "no" else "")
+
+    spent = Cost()
+    rows = [row(0, "base", report.path[0].before, "", "", spent)]
+    for index, record in enumerate(report.path, 1):
+        spent = spent + record.cost
+        gain = f"{100 * (record.after.score - record.before.score):+.1f}"
+        rows.append(row(index, record.lever, record.after, gain, "yes" if record.accepted else "no", spent))
+    gold = ["gold"] if report.has_gold else []
+    columns = ["round", "lever", *gold, "score", "gain", "kept", "rollouts", "time"]
+    return Table(f"The winner's path {report.winner} on dev", columns, rows)
+
+
+def _lengths(report: StudyReport) -> Table:
+    """Mean completion length of each predictor on dev, round by round."""
+    states = [report.path[0].before, *(record.after for record in report.path)]
+    names = ["base", *(f"{i} {record.lever}" for i, record in enumerate(report.path, 1))]
+    rows = [
+        Row([predictor, *(number(state.completion_tokens.get(predictor)) for state in states)])
+        for predictor in states[0].completion_tokens
+    ]
+    return Table("Completion length on that path, in tokens", ["predictor", *names], rows)
+
+
+def _thresholds(report: StudyReport) -> Table:
+    rows = []
+    for threshold in report.thresholds:
+        if threshold.lever is None:
+            rows.append(Row([level(threshold.at), "not reached", "", "", "", ""], "faint"))
+        elif threshold.lever == "base":
+            rows.append(Row([level(threshold.at), "base", "0", "", "", ""]))
+        else:
+            round_number = "" if threshold.round is None else str(threshold.round)
+            rows.append(
+                Row([level(threshold.at), threshold.lever, round_number, *cost_texts(threshold.cost or Cost())])
+            )
+    title = f"First above the level on the winner's path ({measure(report)}, dev)"
+    return Table(title, ["level", "lever", "round", "rollouts", "TFLOPs", "time"], rows)
+
+
+def _trials(report: StudyReport) -> Table:
+    rows = []
+    best = max(((arm.dev if arm.dev_score is None else arm.dev_score) for arm in report.arms), default=None)
+    for arm in sorted(report.arms, key=lambda arm: -arm.dev):
+        cells = [str(arm.trial), arm.schedule, share(arm.dev), share(arm.test), *cost_texts(arm.cost)]
+        rows.append(Row(cells, "best" if best in (arm.dev_score, arm.dev) else ""))
+    foot = [Row(["sweep", "each round once", "", "", *cost_texts(report.cost)], "faint")]
+    if report.finished:
+        foot.append(Row(["report", "test, read once", "", "", *cost_texts(report.reading_cost)], "faint"))
+    title = f"Every trial ({measure(report)}; a shared round is charged in full)"
+    return Table(title, ["trial", "schedule", "dev", "test", "rollouts", "TFLOPs", "time"], rows, foot)
+
+
+def _estimate_columns(report: StudyReport) -> list[str]:
+    return ["gold [95 %]", "score [95 %]"] if report.has_gold else ["score [95 %]"]
+
+
+def _estimates(report: StudyReport, cell: Cell) -> list[str]:
+    return [interval(e) for e in ([cell.gold, cell.score] if report.has_gold else [cell.score])]
