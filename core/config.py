@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from colever.errors import UsageError
 
+ADAPTIVE = "adaptive"
 LEVER_LETTERS: dict[str, Literal["prompt", "weights"]] = {"p": "prompt", "w": "weights"}
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 CAPS = ("rollouts", "prompt_tokens", "completion_tokens", "trained_tokens", "flops", "seconds", "dollars")
@@ -109,11 +110,18 @@ class EngineSettings(Settings):
     max_batch_tokens: int = _setting(32768, "prompt and completion tokens of the requests that run together", ge=256)
 
 
+def check_schedule(text: str) -> str:
+    """``"p -> w"`` → ``"p,w"``; ``adaptive`` stays. Raises UsageError for anything else."""
+    return text if text == ADAPTIVE else ",".join(lever[0] for lever in parse_schedule(text))
+
+
 def parse_schedule(text: str) -> tuple[Literal["prompt", "weights"], ...]:
     """``"p,w"`` → ("prompt", "weights"); also ``"p -> w"``. Raises UsageError for anything else."""
     letters = [part.strip() for part in text.replace("->", ",").split(",")]
     if unknown := [letter for letter in letters if letter not in LEVER_LETTERS]:
-        raise UsageError(f"schedule {text!r}: {unknown[0]!r} is no lever; accepted: p and w by commas, such as p,w")
+        raise UsageError(
+            f"schedule {text!r}: {unknown[0]!r} is no lever; accepted: p and w by commas, such as p,w, or {ADAPTIVE}"
+        )
     return tuple(LEVER_LETTERS[letter] for letter in letters)
 
 
@@ -125,7 +133,11 @@ class SweepConfig(Settings):
     study: str | None = _setting(None, "its name; unset: TASK-MODEL-sSEED", pattern=r"^\w[\w.-]*$")
     seed: int = _setting(0, "of everything random", ge=0)
     trials: int = _setting(4, "the first schedules, then searched ones", ge=1)
-    schedules: tuple[str, ...] = _setting(("p", "w", "p,w", "w,p"), "the first trials, in this order")
+    schedules: tuple[str, ...] = _setting(
+        ("p", "w", "p,w", "w,p", "p,w,p", "w,p,w", ADAPTIVE), "the first trials, in this order"
+    )
+    adaptive_rounds: int = _setting(8, "at most so many rounds of the adaptive schedule", ge=2)
+    adaptive_slices: int = _setting(4, "into so many parts it cuts weights.updates, one for each weight round", ge=1)
     max_rounds: int = _setting(3, "of a searched schedule", ge=1, le=6)
     search: dict[str, tuple[float, float]] | None = _setting(
         None, "setting: [low, high]; unset: learning rate, updates and demos around their values"
@@ -141,7 +153,7 @@ class SweepConfig(Settings):
     @field_validator("schedules")
     @classmethod
     def _schedules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(",".join(lever[0] for lever in parse_schedule(schedule)) for schedule in value)
+        return tuple(map(check_schedule, value))
 
     @field_validator("budget", "round_budget")
     @classmethod
@@ -166,6 +178,22 @@ class SweepConfig(Settings):
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that ``load_config`` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def several(configs: Sequence[SweepConfig], seeds: int) -> list[SweepConfig]:
+    """A study of each configuration with each of so many training seeds, seed by seed; a given name gets task and seed.
+
+    One configuration and one seed stay as they are.
+    """
+    if len(configs) * seeds == 1:
+        return list(configs)
+    made = []
+    for seed in range(seeds):
+        for config in configs:
+            task = f"-{_slug(config.task)}" if len(configs) > 1 else ""
+            name = None if config.study is None else f"{config.study}{task}-s{config.seed + seed}"
+            made.append(config.model_copy(update={"seed": config.seed + seed, "study": name}))
+    return made
 
 
 # What another run of the same study may change: how far it goes, not what it is.

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from colever.errors import ColeverError, LeverError
+from colever.optimizers.adaptive import Order, fixed
 from colever.optimizers.budget import Budget
 from colever.optimizers.lever import Lever, NullProgress, Progress, Staged
 from colever.types import Candidate, Evaluation, LeverName, RoundRecord
@@ -25,7 +26,7 @@ OnRound = Callable[[int, RoundRecord, bool], bool]
 
 def alternate(
     candidate: Candidate,
-    schedule: Sequence[LeverName],
+    schedule: Sequence[LeverName] | Order,
     levers: Mapping[LeverName, Lever],
     evaluator: Evaluator,
     store: RoundStore,
@@ -35,7 +36,7 @@ def alternate(
     on_round: OnRound = lambda index, record, reused: True,
     progress: Progress | None = None,
 ) -> list[RoundRecord]:
-    """Pull ``schedule``'s levers in order from ``candidate``; the rounds, each stored under its key.
+    """Pull ``schedule``'s levers from ``candidate``, or those that it names as it goes; the rounds, each stored.
 
     A child is kept if its dev mean is higher than its parent's. Gold is not read. A round is a pure function of its
     key, so one that is stored is read and not run. Raises LeverError for a pull that failed and BudgetExhausted for
@@ -44,8 +45,10 @@ def alternate(
     progress = progress or NullProgress()
     before = evaluator(candidate)
     rounds: list[RoundRecord] = []
-    for index, name in enumerate(schedule):
-        lever = levers[name]
+    following = schedule if callable(schedule) else fixed(schedule)
+    of = "" if callable(schedule) else f" of {len(schedule)}"
+    while (name := following(rounds)) is not None:
+        index, lever = len(rounds), levers[name]
         seed = derive_seed(evaluator.seed, index)
         key = evaluator.grounds.key(
             "round", candidate.digest, lever.name, lever.settings.model_dump(mode="json"), dict(round_caps or {}), seed
@@ -55,7 +58,7 @@ def alternate(
             reused = record is not None
             if record is None:
                 ledger = budget.slice(round_caps)
-                told = Staged(progress, f"round {index + 1} of {len(schedule)}, {name}")
+                told = Staged(progress, f"round {index + 1}{of}, {name}")
                 record = store.put(pull(key, lever, candidate, before, evaluator, store, ledger, seed, told))
         rounds.append(record)
         if not on_round(index, record, reused):

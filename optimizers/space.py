@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from colever.config import PromptSettings, Settings, SweepConfig, WeightSettings
+from colever.config import ADAPTIVE, PromptSettings, Settings, SweepConfig, WeightSettings, parse_schedule
 from colever.errors import UsageError
+from colever.optimizers.adaptive import Order, adaptive, fixed
 
 if TYPE_CHECKING:
     import optuna
@@ -69,13 +70,22 @@ def suggest(trial: optuna.Trial, config: SweepConfig) -> tuple[str, dict[str, An
     return str(schedule), {r.name: r.suggest(trial) for r in ranges(config)}
 
 
-def with_settings(config: SweepConfig, settings: Mapping[str, Any]) -> tuple[PromptSettings, WeightSettings]:
-    """The two levers' settings with the trial's in place."""
+def with_settings(
+    config: SweepConfig, schedule: str, settings: Mapping[str, Any]
+) -> tuple[PromptSettings, WeightSettings]:
+    """The two levers' settings with the trial's in place; a weight round of the adaptive schedule is a slice."""
     groups = {"prompt": config.prompt.model_dump(), "weights": config.weights.model_dump()}
     for name, value in settings.items():
         group, _, key = name.partition(".")
         groups[group][key] = value
+    if schedule == ADAPTIVE:
+        groups["weights"]["updates"] = max(1, round(groups["weights"]["updates"] / config.adaptive_slices))
     return PromptSettings(**groups["prompt"]), WeightSettings(**groups["weights"])
+
+
+def order_of(config: SweepConfig, schedule: str) -> Order:
+    """Which lever comes next along this schedule."""
+    return adaptive(config.adaptive_rounds) if schedule == ADAPTIVE else fixed(parse_schedule(schedule))
 
 
 def _range(config: SweepConfig, name: str, low: float, high: float) -> Range:

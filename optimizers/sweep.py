@@ -20,7 +20,7 @@ from filelock import FileLock
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from colever.config import RESUMABLE, PromptSettings, SweepConfig, WeightSettings, parse_schedule
+from colever.config import ADAPTIVE, RESUMABLE, PromptSettings, SweepConfig, WeightSettings
 from colever.errors import BudgetExhausted, LeverError, StoreError, UsageError
 from colever.optimizers import space
 from colever.optimizers.alternate import alternate, derive_seed
@@ -165,7 +165,7 @@ class _Run:
             self.evaluator(candidate, split, on_done=self._told(f"{split} ({done} of {len(plan)})", size))
         self.state = replace(self.state, finished=True)
         self.folder.write(self.state)
-        report = build_report(self.state, trials, self.folder.evaluations(self.state))
+        report = build_report(self.state, trials, self.folder.evaluations(self.state), self.folder.estimate())
         self.tracker.study_finished(report)
         return replace(report, failures=tuple(self.failed))
 
@@ -176,7 +176,7 @@ class _Run:
         schedule, settings = space.suggest(trial, config)
         known = self.study.get_trials(deepcopy=False)[trial.number]
         first, reported = "fixed_params" in known.system_attrs, set(known.intermediate_values)
-        levers = self.levers(*space.with_settings(config, settings))
+        levers = self.levers(*space.with_settings(config, schedule, settings))
         self.keys, self.mark = [], self.budget.spent
         pruned = False
 
@@ -193,14 +193,14 @@ class _Run:
             if index not in reported:
                 trial.report(record.dev.score, step=index)
             told = index >= max(reported, default=0)  # Optuna judges the last round that was told, before a kill too
-            last = index + 1 == len(parse_schedule(schedule))
+            last = schedule == ADAPTIVE or index + 1 == schedule.count(",") + 1  # adaptive: its slices lag at first
             pruned = config.prune and told and not first and not last and trial.should_prune()
             return not pruned
 
         where = f"trial {self._ended() + 1} of {config.trials} ({schedule})"
         self.tracker.trial_started(trial.number, schedule, settings)
         rounds = alternate(
-            self.base, parse_schedule(schedule), levers, self.evaluator, self.rounds,
+            self.base, space.order_of(config, schedule), levers, self.evaluator, self.rounds,
             budget=self.budget, round_caps=config.round_budget, on_round=on_round,
             progress=Staged(self.progress, where),
         )  # fmt: skip
@@ -245,10 +245,13 @@ class _Run:
         return optuna.Trial(self.study, running[0]._trial_id) if running else self.study.ask()
 
     def _line_up(self) -> None:
-        """Enqueue the first schedules, and once more those that failed."""
+        """Enqueue the first schedules, as many as there are trials, and once more those that failed."""
         trials = self.study.get_trials(deepcopy=False)
-        for schedule in self.config.schedules[len(trials) :]:
-            self.study.enqueue_trial(space.arm_params(self.config, schedule))
+        known = [t.system_attrs.get("fixed_params") or t.params for t in trials]
+        for schedule in self.config.schedules[: self.config.trials]:
+            params = space.arm_params(self.config, schedule)
+            if params not in known:
+                self.study.enqueue_trial(params)
         living = [t.params or t.system_attrs.get("fixed_params") for t in trials if t.state is not TrialState.FAIL]
         living += [t.params for t in self._given_up()]
         for trial in trials:
@@ -284,10 +287,10 @@ class _Run:
         """Compute again the rounds of an ended trial that are no longer stored (a corrupt one was deleted, say)."""
         if all(self.rounds.get(key) is not None for key in entry.rounds):
             return
-        levers = self.levers(*space.with_settings(self.config, dict(entry.settings)))
-        schedule = parse_schedule(entry.schedule)[: len(entry.rounds)]
+        levers = self.levers(*space.with_settings(self.config, entry.schedule, dict(entry.settings)))
+        order, most = space.order_of(self.config, entry.schedule), len(entry.rounds)
         made = alternate(
-            self.base, schedule, levers, self.evaluator, self.rounds,
+            self.base, lambda done: order(done) if len(done) < most else None, levers, self.evaluator, self.rounds,
             budget=Budget(), round_caps=self.config.round_budget, progress=self.progress,
         )  # fmt: skip
         if [record.key for record in made] != list(entry.rounds):

@@ -317,3 +317,9 @@ def test_an_unknown_study_lists_what_there_is(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(UsageError, match="toy-toy-s0"):
         find_study(tmp_path, "nope")
+
+
+def test_more_trials_later_still_begin_with_the_arms(tmp_path: Path) -> None:
+    run(tmp_path, trials=2)
+    report = run(tmp_path, trials=6)
+    assert [arm.schedule for arm in report.arms] == ["p", "w", "p,w", "w,p", "p,w,p", "w,p,w"]

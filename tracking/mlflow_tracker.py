@@ -204,7 +204,7 @@ class MlflowTracker:
     def _create_round(self, parent: Run, index: int, record: RoundRecord, reused: bool) -> Run:
         """A round that an earlier trial has logged is ``reused`` and took no time here."""
         reused = reused and any(self._search(kind="round", key=record.key))
-        levers = parent.data.tags["schedule"].split(",")
+        levers = [pulled.lever[0] for pulled in self._rounds[int(parent.data.tags["trial"])]]
         tags = {
             "kind": "round",
             "trial": parent.data.tags["trial"],
