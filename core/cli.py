@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from colever import console
-from colever.errors import ColeverError, LeverError, UsageError
-from colever.shown import show_evaluation, show_report, stored_task, with_examples, write_page, write_report
+from colever.errors import ColeverError, UsageError
+from colever.shown import (
+    show_comparison,
+    show_evaluation,
+    show_report,
+    stored_task,
+    with_examples,
+    write_page,
+    write_report,
+)
+from colever.studies import interruptible, open_study, show_estimates, show_studies, show_study
 
 if TYPE_CHECKING:
     from colever.config import SweepConfig
@@ -79,8 +86,8 @@ def evaluate_command(
 ) -> None:
     """Score the program on one split: the base, or a candidate."""
     resolved = _config(config, settings, None, task=task, model=model, seed=seed)
-    with _interruptible("nothing was stored"):
-        loaded, engine = _open(resolved)
+    with interruptible("nothing was stored"):
+        loaded, engine = open_study(resolved)
         if split not in ("train", "dev", "test", *loaded.watched):
             raise UsageError(f"--split {split!r}: accepted: {', '.join(('train', 'dev', 'test', *loaded.watched))}")
         from colever.optimizers.evaluate import evaluate
@@ -98,7 +105,7 @@ def evaluate_command(
 @app.command(epilog="Example: colever optimize arithmetic --schedule p,w")
 def optimize(
     task: TaskArgument,
-    schedule: Annotated[str, typer.Option("--schedule", help="Levers in order: p (prompt), w (weights).")] = "p,w",
+    schedule: Annotated[str, typer.Option("--schedule", help="Levers in order, p and w, or adaptive.")] = "p,w",
     model: ModelOption = None,
     study: StudyOption = None,
     seed: SeedOption = None,
@@ -109,37 +116,68 @@ def optimize(
     as_json: JsonOption = False,
 ) -> None:
     """Pull the levers of one schedule and keep what is better on dev: a study of one trial."""
-    from colever.config import parse_schedule
+    from colever.config import check_schedule
 
-    parse_schedule(schedule)
+    check_schedule(schedule)
     resolved = _config(
         config, settings, budget, task=task, model=model, study=study, seed=seed, trials=1, schedules=[schedule]
     )
     if resolved.study is None:
         name = f"{resolved.study_name}-{schedule.replace(',', '').replace(' ', '').replace('->', '')}"
         resolved = resolved.model_copy(update={"study": name})
-    _run_study(resolved, home, as_json)
+    show_study(resolved, home, as_json)
 
 
-@app.command(epilog="Example: colever sweep arithmetic --trials 8 --budget rollouts=50000")
+@app.command(epilog="Example: colever sweep all --seeds 3")
 def sweep(
-    task: TaskArgument,
-    trials: Annotated[int | None, typer.Option("--trials", help="The four arms first, then searched ones.")] = None,
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, all of them (all), or my_task.py:task.")],
+    trials: Annotated[int | None, typer.Option("--trials", help="The arms first, then searched ones.")] = None,
     model: ModelOption = None,
     study: StudyOption = None,
     seed: SeedOption = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on: a study each.")] = 1,
     budget: BudgetOption = None,
     settings: SetOption = None,
     config: ConfigOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what it would cost, from a probe.")] = False,
     home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Compare prompt only, weights only and both, search on, and report what each lever earned.
 
-    The same command continues after any interrupt; finished rounds are not run again.
+    The same command continues after any interrupt; finished rounds are not run again. Several tasks or seeds are a
+    study each, and end in the table of `colever compare`.
     """
-    resolved = _config(config, settings, budget, task=task, model=model, study=study, seed=seed, trials=trials)
-    _run_study(resolved, home, as_json)
+    from colever.config import several
+    from colever.tasks.load import BUNDLED
+
+    def resolved(name: str) -> SweepConfig:
+        return _config(config, settings, budget, task=name, model=model, study=study, seed=seed, trials=trials)
+
+    configs = several([resolved(name) for name in (BUNDLED if task == "all" else [task])], seeds)
+    if dry_run:
+        show_estimates(configs, home, as_json)
+    elif len(configs) == 1:
+        show_study(configs[0], home, as_json)
+    else:
+        show_studies(configs, home, as_json)
+
+
+@app.command(epilog="Example: colever compare arithmetic lookup --out comparison/")
+def compare(
+    studies: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[STUDY]...", help="Finished studies, or tasks for their latest; default: all."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write it here as JSON and as a picture.")] = None,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Set studies side by side: each arm on test, which lever won, the cost to the target.
+
+    Studies that differ in nothing but their training seed make one row, with intervals over seeds and examples.
+    """
+    show_comparison(home, studies or [], out, as_json)
 
 
 @app.command(epilog="Example: colever report arithmetic --html arithmetic.html")
@@ -214,7 +252,7 @@ def seed_build(
     as_json: JsonOption = False,
 ) -> None:
     """Train the seed model from scratch; the same command continues after an interrupt."""
-    with _interruptible("the same command continues"):
+    with interruptible("the same command continues"):
         from colever.engines.lm import seed_path
         from colever.engines.seed.build import Recipe, build
 
@@ -277,48 +315,6 @@ def _config(file: Path | None, settings: list[str] | None, budget: list[str] | N
     return load_config(file, flags=flags, overrides={**parse_pairs(settings or [], "--set"), **caps})
 
 
-def _open(config: SweepConfig) -> tuple[Any, Any]:
-    """The task first: a wrong name fails before a model is loaded."""
-    from colever.tasks.load import load_task
-
-    task = load_task(config.task)
-    from colever.engines.lm import open_engine
-
-    engine = open_engine(config.model, **config.engine.model_dump())
-    return task, engine
-
-
-def _run_study(config: SweepConfig, home: Path, as_json: bool) -> None:
-    with _interruptible("finished rounds are stored; the same command continues"):
-        task, engine = _open(config)
-        from colever.optimizers.study import StudyFolder
-        from colever.optimizers.sweep import sweep as run_sweep
-        from colever.tracking.mlflow_tracker import MlflowTracker
-
-        _make_home(home)
-        with console.progress() as drawn:
-            built = run_sweep(config, task, engine, home, tracker=MlflowTracker(home), progress=drawn)
-        folder = StudyFolder(home, config.study_name).path
-        write_report(with_examples(built, task), folder)
-    show_report(built, as_json)
-    console.say(
-        f"\nIn {folder}: report.html, report.json, figures, config.yaml, candidate.json (for: colever eval "
-        f"{config.task} --candidate). Compare the runs: colever ui {config.study_name}"
-    )
-    if built.failures:
-        raise LeverError(
-            f"{len(built.failures)} of {config.trials} trials failed; the same command tries them once more. "
-            f"{' '.join(built.failures)}"
-        )
-
-
-def _make_home(home: Path) -> None:
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--home {home}: cannot be made: {error.strerror}") from error
-
-
 def _read_candidate(path: Path) -> Any:
     from colever.types import Candidate, read_json
 
@@ -326,13 +322,3 @@ def _read_candidate(path: Path) -> Any:
         return Candidate.from_json(read_json(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"--candidate {path}: not a candidate's JSON: {error}") from error
-
-
-@contextmanager
-def _interruptible(what_now: str) -> Iterator[None]:
-    """Ctrl-C ends a command with one line."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        console.fail(f"interrupted: {what_now}")
-        raise typer.Exit(1) from None

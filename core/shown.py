@@ -15,6 +15,8 @@ from colever import console
 from colever.errors import StoreError, TaskError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from colever.optimizers.study import StudyFolder
     from colever.tasks.task import Task
     from colever.types import Evaluation, StudyReport
@@ -90,6 +92,26 @@ def show_report(built: StudyReport, as_json: bool) -> None:
         console.show_json(to_json(built))
     else:
         console.show(render(built))
+
+
+def show_comparison(home: Path, studies: Sequence[str], out: Path | None, as_json: bool) -> None:
+    """The table of studies side by side on stdout; with ``out`` as files too. Raises UsageError, StoreError."""
+    from colever.optimizers.comparison import compare
+    from colever.tracking import comparison
+
+    rows = compare(home, studies)
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(comparison.to_json(rows), indent=2, ensure_ascii=False)
+            (out / "comparison.json").write_text(text, encoding="utf-8")
+            comparison.draw(rows).savefig(out / "comparison.png", dpi=140, facecolor="white")
+        except OSError as error:
+            raise StoreError(f"the comparison cannot be written to {out}: {error}") from error
+    if as_json:
+        console.show_json(comparison.to_json(rows))
+    else:
+        console.show(comparison.render(rows))
 
 
 def show_evaluation(result: Evaluation, task: str, model: str, as_json: bool) -> None:

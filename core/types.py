@@ -376,6 +376,7 @@ class StudyReport:
     path: Sequence[RoundRecord]  # the winner's rounds
     winner: str  # its schedule
     cost: Cost  # of the sweep: every distinct round once, and pulls that failed
+    expected: Cost | None = None  # of the sweep, by a dry run
     reading_cost: Cost = field(default_factory=Cost)  # of reading test and watched splits at the end; under no cap
     dev_gain: float | None = None
     test_gain: float | None = None

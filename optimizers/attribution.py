@@ -11,6 +11,7 @@ from typing import Literal
 
 from colever.errors import UsageError
 from colever.optimizers.flips import flips_between
+from colever.optimizers.power import would_resolve
 from colever.optimizers.statistics import Values, lever_effects, mean_estimate, paired_effect
 from colever.optimizers.study import StudyFolder, StudyState
 from colever.types import (
@@ -85,8 +86,13 @@ def planned(state: StudyState, base_dev: Evaluation, trials: Sequence[TrialRecor
     return list({(candidate.digest, split): (candidate, split) for candidate, split in plan}.values())
 
 
-def build_report(state: StudyState, trials: Sequence[TrialRecord], evaluations: Evaluations) -> StudyReport:
-    """The report; on a study that is not finished, dev only. Raises ValueError if base was not evaluated on dev."""
+def build_report(
+    state: StudyState, trials: Sequence[TrialRecord], evaluations: Evaluations, expected: Cost | None = None
+) -> StudyReport:
+    """The report; on a study that is not finished, dev only. ``expected`` is what a dry run said of the search.
+
+    Raises ValueError if base was not evaluated on dev.
+    """
     base_dev = evaluations(state.base, "dev")
     if base_dev is None:
         raise ValueError(f"study {state.study!r}: base was not evaluated on dev yet")
@@ -118,6 +124,7 @@ def build_report(state: StudyState, trials: Sequence[TrialRecord], evaluations: 
         path=path,
         winner=winner.schedule if winner else "",
         cost=sum(({r.key: r.cost for t in trials for r in t.rounds}).values(), base_dev.cost + state.lost),
+        expected=expected,
         reading_cost=measured.reading_cost(planned(state, base_dev, trials)),
         dev_gain=_headline(final, state.has_gold) - _headline(base_dev, state.has_gold),
         test_gain=gain.value if gain else None,
@@ -127,7 +134,7 @@ def build_report(state: StudyState, trials: Sequence[TrialRecord], evaluations: 
         }
         if state.finished
         else {},
-        notes=[*state.notes, *measured.notes(chosen, winner)],
+        notes=[*state.notes, *measured.notes(chosen, winner), *_unresolved(effects)],
         flips=measured.flips(winner),
     )
 
@@ -138,7 +145,7 @@ def report_of(folder: StudyFolder) -> StudyReport:
     evaluations = folder.evaluations(state) if state else None
     if state is None or evaluations is None or evaluations(state.base, "dev") is None:
         raise UsageError(f"study {folder.name!r} has nothing to report yet; run its sweep")
-    return build_report(state, folder.trials(state), evaluations)
+    return build_report(state, folder.trials(state), evaluations, folder.estimate())
 
 
 def thresholds(base: Evaluation, path: Sequence[RoundRecord], *, gold: bool) -> list[Threshold]:
@@ -245,10 +252,9 @@ class _Measured:
         if not self.state.finished:
             return ["The study is not finished: dev only. Run the same sweep command again to go on."]
         notes = []
-        if winner and "p" in winner.schedule.split(",") and "w" in winner.schedule.split(","):
-            notes.append(
-                f"Parts: the winner's weights were learned along {winner.schedule}, not under the base prompts."
-            )
+        if winner and len({record.lever for record in winner.rounds}) == 2:
+            along = ",".join(record.lever[0] for record in winner.rounds)
+            notes.append(f"Parts: the winner's weights were learned along {along}, not under the base prompts.")
         for name, choice in chosen.items():
             found = self.on(choice.candidate, "test")
             if found and found.infrastructure_failures:
@@ -259,6 +265,15 @@ class _Measured:
                     bound += f" and gold {found.gold * known:.1%}"
                 notes.append(f"{name}: {lost} of {total} test rollouts got no score; counted as 0 {bound}.")
         return notes
+
+
+def _unresolved(effects: Mapping[str, Estimate]) -> list[str]:
+    """Of each lever's share and the interaction: what would resolve it."""
+    return [
+        f"Unresolved, {name}: {would_resolve(effects[name])} (80 % power, this training run)."
+        for name in ("prompt", "weights", "interaction")
+        if name in effects and not effects[name].resolved and effects[name].value
+    ]
 
 
 def _first_arms(state: StudyState, trials: Sequence[TrialRecord]) -> dict[str, TrialRecord]:

@@ -62,6 +62,10 @@ class Lever(Protocol):
     @property
     def settings(self) -> Settings: ...
 
+    def planned(self, candidate: Candidate, task: Task) -> int:
+        """About how many rollouts on train a pull takes; at most so many, unless a failure is repeated."""
+        ...
+
     def improve(
         self,
         candidate: Candidate,

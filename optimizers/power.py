@@ -60,6 +60,15 @@ def needed(effect: Estimate, *, power: float = POWER) -> Needed:
     )
 
 
+def would_resolve(effect: Estimate) -> str:
+    """``needed`` in words, with the size that it is planned for."""
+    more = needed(effect)
+    counts = {"test examples": more.examples, "training seeds": more.seeds}
+    ways = [f"{count:,} more {what}" for what, count in counts.items() if count]
+    nothing = "no number of " + ("test examples" if effect.over == "examples" else "examples or of seeds alone")
+    return f"to resolve {100 * effect.value:+.1f} points: {' or '.join(ways) or nothing}"
+
+
 def resolving_power(size: float, spread: Spread, seeds: int, examples: int) -> float:
     """The probability that ``seeds`` and ``examples`` resolve a true effect of ``size`` > 0; see ``needed``."""
     of_example = (spread.over_examples or 0.0) ** 2 / examples

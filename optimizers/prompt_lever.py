@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from colever.config import PromptSettings
 from colever.errors import TaskError
+from colever.optimizers.budget import Budget
 from colever.optimizers.demos import Demo, Demos, Harvest, draw, labelled_demos, recorded
 from colever.optimizers.evaluate import metered, run_candidate
-from colever.optimizers.lever import Progress, Pull
+from colever.optimizers.lever import NullProgress, Progress, Pull
 from colever.types import Candidate, LeverName, PredictorPrompt
 
 if TYPE_CHECKING:
     import dspy
 
     from colever.engines.transformers import TransformersEngine
-    from colever.optimizers.budget import Budget
     from colever.tasks.task import Task
 
 Examples = Sequence[tuple[str, "dspy.Example"]]
@@ -49,6 +49,10 @@ class PromptLever:
 
     def __init__(self, settings: PromptSettings) -> None:
         self.settings = settings
+
+    def planned(self, candidate: Candidate, task: Task) -> int:
+        """Every combination on the screen, two harvests of demos, and the finalists, none of them a repetition."""
+        return _Search(self.settings, candidate, task, None, Budget(), 0, NullProgress()).rollouts()  # type: ignore[arg-type]
 
     def improve(
         self,
@@ -225,6 +229,12 @@ class _Search:
     def _planned(self) -> int:
         wordings = sum(len(w) - 1 for w in self._wordings().values())
         return max(len(self.tried), 1 + wordings + self.settings.candidates + (6 if self.settings.demos else 0))
+
+    def rollouts(self) -> int:
+        """At most so many."""
+        s = self.settings
+        screened = self._planned() * min(s.screen, len(self.scored))
+        return screened + 2 * len(self.shown) * (s.demos > 0) + (s.finalists + 1) * len(self.scored)
 
     def _best_screen(self) -> float:
         return max(c.screen for c in self.tried)

@@ -2,6 +2,7 @@
 
 studies/<name>/config.yaml   the resolved configuration
 studies/<name>/study.json    the trials, as keys into the round store
+studies/<name>/estimate.json what a dry run expected of the search
 studies/<name>/report.json   what ``colever report --json`` prints
 studies/<name>/report.html   what ``colever report --html`` writes
 """
@@ -87,6 +88,16 @@ class StudyFolder:
 
     def write(self, state: StudyState) -> None:
         write_sealed(self.path / "study.json", state.to_json())
+
+    def estimate(self) -> Cost | None:
+        """What a dry run expected of the search; None where there was none, or the file is not readable."""
+        try:
+            return Cost(**read_sealed(self.path / "estimate.json"))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def write_estimate(self, search: Cost) -> None:
+        write_sealed(self.path / "estimate.json", asdict(search))
 
     def claim(self, config: SweepConfig) -> None:
         """Save the configuration; raises UsageError where the study was made with another one."""

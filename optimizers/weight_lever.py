@@ -54,6 +54,12 @@ class WeightLever:
     def __init__(self, settings: WeightSettings | None = None) -> None:
         self.settings = settings or WeightSettings()
 
+    def planned(self, candidate: Candidate, task: Task) -> int:
+        """G rollouts of every example of every update, and the looks at held-out examples."""
+        s = self.settings
+        looks = 0 if not s.validation else s.validation * (1 + -(-s.updates // s.validate_every))
+        return s.updates * s.examples_per_update * s.group_size + looks
+
     def improve(
         self,
         candidate: Candidate,

@@ -258,6 +258,32 @@ def test_flipped_examples_are_shown_with_what_the_task_holds_of_them(tmp_path: P
     assert list(shown.fields["test-1"]) == ["question", "answer"]
 
 
+def test_several_seeds_end_in_their_comparison(run: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    file, home = tmp_path / "my_task.py", tmp_path / "home"
+    file.write_text(TASK)
+    small = ["--model", tiny_checkpoint, "--home", home, "--json", "--trials", "1"]
+    small += ["--set", "prompt.candidates=1", "--set", "prompt.screen=2", "--set", "prompt.examples=2"]
+    sweep = ["sweep", f"{file}:task", "--seeds", "2", "--study", "mine", *small]
+    status, out, _ = run(*sweep, "--dry-run")
+    estimates = json.loads(out)
+    assert (status, list(estimates)) == (0, ["mine-s0", "mine-s1"])
+    expected = estimates["mine-s0"]["search"]["rollouts"]
+    assert expected > estimates["mine-s0"]["probe"]["rollouts"] > 0
+    status, out, err = run(*sweep)
+    (row,) = json.loads(out)
+    assert (status, row["seeds"], row["studies"]) == (0, [0, 1], ["mine-s0", "mine-s1"])
+    assert "study 2 of 2: mine-s1" in err
+    report = json.loads((home / "studies" / "mine-s0" / "report.json").read_text())
+    assert report["expected"]["rollouts"] == expected >= report["cost"]["rollouts"]
+    status, out, _ = run("compare", "mine-s0", "mine-s1", "--home", home, "--json", "--out", tmp_path / "out")
+    assert (status, json.loads(out)) == (0, [row])
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == [row]
+    assert (tmp_path / "out" / "comparison.png").stat().st_size > 5_000
+    status, _, err = run("compare", "--home", tmp_path / "nowhere")
+    assert status == 2
+    assert "there is no finished study in" in one_line(err)
+
+
 def test_an_evaluation_of_a_candidate(run: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:
     file, candidate = tmp_path / "my_task.py", tmp_path / "c.json"
     file.write_text(TASK)

@@ -45,7 +45,7 @@ def looked(example: dspy.Example, prediction: dspy.Prediction, steps: object) ->
 
 @pytest.fixture(scope="module")
 def explorer(tmp_path_factory: pytest.TempPathFactory):
-    """A model that nearly always calls the tool, whoever asks: half its rollouts get past thirty calls, on any machine."""
+    """A model that nearly always calls the tool, whoever asks: half its rollouts pass thirty calls, on any machine."""
     look_up, finish, digit = ACT.format("look"), ACT.format("finish"), "7"
     follows = {"\n": {look_up: 0.994, finish: 0.003, digit: 0.003}}
     follows |= {word: {"<|im_end|>": 1.0} for word in (look_up, finish, digit)}

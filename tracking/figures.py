@@ -59,7 +59,7 @@ def levers(report: StudyReport) -> Figure | None:
     if not report.finished or not pulled:
         return None
     effects = {name: effect for name, effect in main_effects(report).items() if name != "gain"}
-    figure, axes = _figure(2 if effects else 1, verdict(report))
+    figure, axes = canvas(2 if effects else 1, verdict(report))
     _arms(axes[0], report, pulled)
     if effects:
         _effects(axes[1], effects, measure(report))
@@ -71,7 +71,7 @@ def score_against_cost(report: StudyReport) -> Figure | None:
     arms = drawn_arms(report)
     if not arms:
         return None
-    figure, axes = _figure(
+    figure, axes = canvas(
         2, f"{report.task}: {measure(report)} on dev against cost, one point at the end of each round"
     )
     for axis, (unit, cost_of) in zip(axes, COST_UNITS.items(), strict=False):
@@ -98,7 +98,7 @@ def rubric_and_gold(report: StudyReport) -> Figure | None:
     """Rubric score and gold along the winner's path: where only the rubric rises, it is being gamed."""
     if not report.path:
         return None
-    figure, (axis,) = _figure(1, f"{report.task}: the winner's path on dev, {spelled(report.winner)}")
+    figure, (axis,) = canvas(1, f"{report.task}: the winner's path on dev, {spelled(report.winner)}")
     states = [report.path[0].before, *(record.after for record in report.path)]
     rounds = range(len(states))
     axis.plot(
@@ -131,7 +131,7 @@ def training(report: StudyReport) -> Figure | None:
     drawn = [name for name in CURVES if lines[name]]
     if not drawn:
         return None
-    figure, axes = _figure(len(drawn), f"{report.task}: training in the winner's weight rounds", columns=2)
+    figure, axes = canvas(len(drawn), f"{report.task}: training in the winner's weight rounds", columns=2)
     for axis, name in zip(axes, drawn, strict=True):
         for colour, (label, curve) in zip((BLUE, *PALETTE), lines[name], strict=False):
             _curve(axis, curve, colour, label)
@@ -213,7 +213,7 @@ def _curve(axis: Axes, curve: Points, colour: str, label: str) -> None:
 _SMALL: dict[str, Any] = {"fontsize": 10, "color": INK, "loc": "left"}
 
 
-def _figure(panels: int, title: str, columns: int = 2) -> tuple[Figure, list[Axes]]:
+def canvas(panels: int, title: str, columns: int = 2) -> tuple[Figure, list[Axes]]:
     import textwrap
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg

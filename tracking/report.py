@@ -20,7 +20,7 @@ EFFECTS = {
     "gain": "in all",
 }
 CONDITIONAL = (
-    "Intervals are 95 % over test examples (effects: paired bootstrap) and conditional on this one training run: "
+    "Intervals are 95 % over test examples (effects: paired) and conditional on this one training run: "
     "another seed may differ by more."
 )
 
@@ -76,9 +76,17 @@ def footnotes(report: StudyReport) -> Iterable[str]:
         yield "Gold is the task's truth metric: no lever and no choice among candidates read it."
     if report.finished:
         yield CONDITIONAL
+    if report.expected is not None:
+        texts = (", ".join(_spent(cost)) for cost in (report.expected, report.cost))
+        yield "The sweep was expected to take {}; it took {}.".format(*texts)
     if any(not effect.resolved for effect in report.effects.values()):
         yield "Unresolved: the interval holds 0."
     yield from report.notes
+
+
+def _spent(cost: Cost) -> list[str]:
+    rollouts, flops, time = cost_texts(cost)
+    return [f"{rollouts} rollouts", f"{flops} TFLOPs", time]
 
 
 # --- small pieces --------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ def to_json(report: StudyReport) -> dict[str, Any]:
             "watched": {s: {name: _cell(cell) for name, cell in cells.items()} for s, cells in report.watched.items()},
             "path": [_round(record) for record in report.path],
             "cost": dataclasses.asdict(report.cost),
+            "expected": report.expected and dataclasses.asdict(report.expected),
             "dev_gain": report.dev_gain,
             "test_gain": report.test_gain,
             "reading_cost": dataclasses.asdict(report.reading_cost),

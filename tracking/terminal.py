@@ -19,9 +19,14 @@ def render(report: StudyReport) -> RenderableType:
     """The whole report as one rich renderable; reads well from 80 columns on."""
     parts: list[RenderableType] = [Text(verdict(report), style="bold"), Text()]
     for table in tables(report).values():
-        parts += [Text(table.title, style="bold cyan"), Padding(_drawn(table), (0, 0, 1, 2))]
+        parts += titled(table)
     parts += [Text(f"· {line}", style="dim") for line in footnotes(report)]
     return Group(*parts)
+
+
+def titled(table: Table) -> list[RenderableType]:
+    """A table below its title."""
+    return [Text(table.title, style="bold cyan"), Padding(_drawn(table), (0, 0, 1, 2))]
 
 
 def _drawn(table: Table) -> rich_table.Table:

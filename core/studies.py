@@ -1,0 +1,116 @@
+"""Studies from the command line: one, several with their comparison, or only what they would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from colever import console
+from colever.errors import LeverError, UsageError
+from colever.shown import show_comparison, show_report, with_examples, write_report
+
+if TYPE_CHECKING:
+    from colever.config import SweepConfig
+    from colever.types import StudyReport
+
+RESUMES = "finished rounds are stored; the same command continues"
+
+
+def show_study(config: SweepConfig, home: Path, as_json: bool) -> None:
+    """Run or continue one study and show its report. Raises LeverError where trials failed."""
+    built = run_study(config, home)
+    show_report(built, as_json)
+    console.say(
+        f"\nIn {home / 'studies' / config.study_name}: report.html, report.json, figures, config.yaml, candidate.json "
+        f"(for: colever eval {config.task} --candidate). Compare the runs: colever ui {config.study_name}"
+    )
+    _raise_failures(built.failures, config.trials)
+
+
+def show_studies(configs: Sequence[SweepConfig], home: Path, as_json: bool) -> None:
+    """Run or continue studies one by one, then set them side by side. Raises LeverError where trials failed."""
+    from colever.tracking.report import verdict
+
+    failures: list[str] = []
+    for place, config in enumerate(configs, 1):
+        console.say(f"study {place} of {len(configs)}: {config.study_name}")
+        built = run_study(config, home)
+        failures += [f"{config.study_name}: {failure}" for failure in built.failures]
+        console.say(verdict(built))
+    show_comparison(home, [config.study_name for config in configs], None, as_json)
+    _raise_failures(failures, sum(config.trials for config in configs))
+
+
+def show_estimates(configs: Sequence[SweepConfig], home: Path, as_json: bool) -> None:
+    """What each study would cost, on stdout and as ``estimate.json`` in its folder; runs a probe of each task."""
+    from colever.optimizers.estimate import estimate
+    from colever.optimizers.study import StudyFolder
+    from colever.optimizers.sweep import both_levers
+    from colever.tracking.estimate import render, to_json
+
+    made: dict[str, Any] = {}
+    with interruptible("nothing was stored"):
+        _make_home(home)
+        for config in configs:
+            task, engine = open_study(config)
+            with console.progress() as drawn:
+                found = estimate(config, task, engine, both_levers, drawn)
+            StudyFolder(home, config.study_name).write_estimate(found.search)
+            made[config.study_name] = found
+    if as_json:
+        console.show_json({name: to_json(found) for name, found in made.items()})
+    else:
+        console.show(render(made))
+
+
+def run_study(config: SweepConfig, home: Path) -> StudyReport:
+    """Run or continue it, and write its report into its folder."""
+    with interruptible(RESUMES):
+        task, engine = open_study(config)
+        from colever.optimizers.study import StudyFolder
+        from colever.optimizers.sweep import sweep
+        from colever.tracking.mlflow_tracker import MlflowTracker
+
+        _make_home(home)
+        with console.progress() as drawn:
+            built = sweep(config, task, engine, home, tracker=MlflowTracker(home), progress=drawn)
+        write_report(with_examples(built, task), StudyFolder(home, config.study_name).path)
+    return built
+
+
+def open_study(config: SweepConfig) -> tuple[Any, Any]:
+    """(task, engine); the task first: a wrong name fails before a model is loaded."""
+    from colever.tasks.load import load_task
+
+    task = load_task(config.task)
+    from colever.engines.lm import open_engine
+
+    return task, open_engine(config.model, **config.engine.model_dump())
+
+
+@contextmanager
+def interruptible(what_now: str) -> Iterator[None]:
+    """Ctrl-C ends a command with one line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.fail(f"interrupted: {what_now}")
+        raise typer.Exit(1) from None
+
+
+def _raise_failures(failures: Sequence[str], trials: int) -> None:
+    if failures:
+        raise LeverError(
+            f"{len(failures)} of {trials} trials failed; the same command tries them once more. {' '.join(failures)}"
+        )
+
+
+def _make_home(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--home {home}: cannot be made: {error.strerror}") from error

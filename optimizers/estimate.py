@@ -1,0 +1,112 @@
+"""What a sweep would cost, before it is run: a short probe times what its rounds would do.
+
+The probe answers some train examples and makes two real updates of the weights, which are thrown away. Knows levers
+and costs; stores nothing. What it can't know: how lengths change as prompts and weights do, updates that stop early,
+combinations of prompts that turn out to be repetitions, and which schedules a search will draw.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from colever.config import ADAPTIVE, SweepConfig, parse_schedule
+from colever.optimizers import space
+from colever.optimizers.budget import Budget
+from colever.optimizers.evaluate import evaluate
+from colever.optimizers.lever import Lever, NullProgress, Progress
+from colever.types import Cost, LeverName, Weights
+
+if TYPE_CHECKING:
+    from colever.engines.transformers import TransformersEngine
+    from colever.optimizers.sweep import MakeLevers
+    from colever.tasks.task import Task
+
+PROBE, UPDATES = 64, 2
+WHOLE = {f.name for f in fields(Cost) if f.type == "int"}
+
+
+@dataclass(frozen=True)
+class EstimateRow:
+    """One trial: its schedule ("" = a searched one), and the cost that it adds to those before it."""
+
+    schedule: str
+    new_rounds: int
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class SweepEstimate:
+    """The trials, what reading test costs, what the probe did, and the sum of the trials with base on dev."""
+
+    rows: Sequence[EstimateRow]
+    search: Cost
+    reading: Cost
+    probe: Cost
+
+
+def estimate(
+    config: SweepConfig, task: Task, engine: TransformersEngine, levers: MakeLevers, progress: Progress | None = None
+) -> SweepEstimate:
+    """Probe the task on the engine, which is left with its own weights. Raises what rollouts and updates raise."""
+    progress = progress or NullProgress()
+    made = levers(config.prompt, config.weights)
+    limit = min(PROBE, len(task.train))
+    base = task.base_candidate()
+    answered = evaluate(
+        base, task, engine, "train", seed=config.seed, limit=limit,
+        on_done=lambda done: progress.update(done, limit, "probe: train"),
+    ).cost  # fmt: skip
+    one = scaled(answered, 1 / limit)
+    some = any(s == ADAPTIVE or "w" in s.split(",") for s in space.schedules(config)[: config.trials])
+    pulled = _probe_weights(config, task, engine, levers, progress) if some else Cost()
+    per_rollout = {"prompt": one, "weights": scaled(pulled, 1 / max(1, pulled.rollouts))}
+    rounds = {n: scaled(per_rollout[n], lever.planned(base, task)) for n, lever in made.items()}
+    dev = scaled(one, len(task.dev))
+    rows = _rows(config, {name: cost + dev for name, cost in rounds.items()})
+    cells = 6 + len({r.schedule for r in rows} & {"p,w", "w,p", "p,w,p", "w,p,w"}) if rows else 1
+    watched = sum(len(split) for split in task.watched.values())
+    return SweepEstimate(
+        rows=rows,
+        search=sum((r.cost for r in rows), dev),
+        reading=scaled(one, cells * len(task.test) + 4 * watched),
+        probe=answered + pulled,
+    )
+
+
+def scaled(cost: Cost, factor: float) -> Cost:
+    """Every field times ``factor``."""
+    return Cost(**{k: round(v * factor) if k in WHOLE else v * factor for k, v in asdict(cost).items()})
+
+
+def _rows(config: SweepConfig, rounds: Mapping[LeverName, Cost]) -> list[EstimateRow]:
+    """The first schedules share rounds; a searched trial is taken as two rounds of its own, one of each lever."""
+    seen: set[str] = set()
+    rows = []
+    for schedule in config.schedules[: config.trials]:
+        if schedule == ADAPTIVE:  # one prompt round, and all slices of the weights
+            rows.append(EstimateRow(schedule, 1 + config.adaptive_slices, sum(rounds.values(), Cost())))
+            continue
+        letters = schedule.split(",")
+        fresh = [p for i in range(len(letters)) if (p := ",".join(letters[: i + 1])) not in seen]
+        seen |= set(fresh)
+        last = [parse_schedule(prefix)[-1] for prefix in fresh]
+        rows.append(EstimateRow(schedule, len(fresh), sum((rounds[name] for name in last), Cost())))
+    searched = sum(rounds.values(), Cost())
+    return rows + [EstimateRow("", 2, searched)] * max(0, config.trials - len(rows))
+
+
+def _probe_weights(
+    config: SweepConfig, task: Task, engine: TransformersEngine, levers: MakeLevers, progress: Progress
+) -> Cost:
+    """What two updates from the base cost, sampling included."""
+    settings = config.weights.model_copy(update={"updates": UPDATES, "validation": 0})
+    lever: Lever = levers(config.prompt, settings)["weights"]
+    budget = Budget()
+    with tempfile.TemporaryDirectory() as folder:
+        lever.improve(task.base_candidate(), task, engine, budget, config.seed, Path(folder), progress)
+    engine.load(Weights())
+    return budget.spent

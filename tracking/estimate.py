@@ -1,0 +1,71 @@
+"""What sweeps would cost, in the terminal and as JSON. Reads estimates only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from colever.tracking.report import cost_texts
+from colever.tracking.tables import Row, Table
+from colever.tracking.terminal import titled
+from colever.types import Cost
+
+NOTES = (
+    "From a probe of the base and two updates. Prompts grow with demos, lengths change with training.",
+    "A searched trial is taken as one round of each lever that no other trial shares.",
+)
+
+
+class Line(Protocol):
+    schedule: str
+    new_rounds: int
+    cost: Cost
+
+
+class Estimated(Protocol):
+    rows: Sequence[Line]
+    search: Cost
+    reading: Cost
+    probe: Cost
+
+
+def render(estimates: Mapping[str, Estimated]) -> RenderableType:
+    """A table for each study, and in all."""
+    parts = [part for name, found in estimates.items() for part in titled(_table(name, found))]
+    if len(estimates) > 1:
+        whole = sum((e.search + e.reading for e in estimates.values()), Cost())
+        parts.append(Text(f"In all: {', '.join(_texts(whole))}", style="bold"))
+    return Group(*parts, *(Text(f"· {line}", style="dim") for line in NOTES))
+
+
+def to_json(found: Estimated) -> dict[str, Any]:
+    """Costs as fields of Cost."""
+    rows = [{"schedule": r.schedule, "new_rounds": r.new_rounds, "cost": vars(r.cost)} for r in found.rows]
+    return {"trials": rows} | {name: vars(getattr(found, name)) for name in ("search", "reading", "probe")}
+
+
+def _table(name: str, found: Estimated) -> Table:
+    columns = ["trial", "schedule", "rounds", "rollouts", "tokens", "TFLOPs", "time"]
+    rows = [
+        Row([str(i), row.schedule or "searched", str(row.new_rounds), *_columns(row.cost)])
+        for i, row in enumerate(found.rows)
+    ]
+    foot = [
+        Row(["sweep", "and base", "", *_columns(found.search)], "best"),
+        Row(["report", "reads test", "", *_columns(found.reading)], "faint"),
+        Row(["probe", "done", "", *_columns(found.probe)], "faint"),
+    ]
+    return Table(f"{name}: what it would cost", columns, rows, foot)
+
+
+def _columns(cost: Cost) -> list[str]:
+    rollouts, flops, time = cost_texts(cost)
+    return [rollouts, f"{(cost.prompt_tokens + cost.completion_tokens + cost.trained_tokens) / 1e6:.2f} M", flops, time]
+
+
+def _texts(cost: Cost) -> list[str]:
+    units = ("rollouts", "tokens", "TFLOPs", "")
+    return [f"{value} {unit}".strip() for value, unit in zip(_columns(cost), units, strict=True)]
