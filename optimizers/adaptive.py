@@ -8,7 +8,7 @@ pulled once, prompt first (it costs less). From then on:
   is next: an uncertain gain is worth another look, and a cheap one too.
 - A lever *pays* while that upper end is above ``LEAST`` and its last pull was kept. One that does not pay waits until
   the other lever has changed the candidate: what it could not improve then may have become something else.
-- The schedule ends when no lever is left to pull, or after ``most`` rounds.
+- The schedule ends when no lever is left to pull, when dev is all right, or after ``most`` rounds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def adaptive(most: int) -> Order:
     """The policy, for at most so many rounds."""
 
     def following(rounds: Sequence[RoundRecord]) -> LeverName | None:
-        if len(rounds) >= most:
+        if len(rounds) >= most or (rounds and rounds[-1].dev.score >= 1):
             return None
         promises = {}
         for lever in ORDER:

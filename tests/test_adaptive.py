@@ -69,6 +69,8 @@ def test_it_ends_at_its_most_rounds() -> None:
     while (name := adaptive(5)(rounds)) is not None:
         rounds.append(pull(name, 0.1 * len(rounds), 0.1 * len(rounds) + 0.1))
     assert len(rounds) == 5
+    assert chosen(pull("prompt", 0.5, 0.99)) == "weights"
+    assert chosen(pull("prompt", 0.5, 1.0)) is None
 
 
 def test_an_uncertain_gain_promises_more() -> None:
