@@ -143,6 +143,10 @@ def test_the_study_opens_with_its_verdict(server: UiServer, page: Page, home: Pa
     page.wait_for_selector("text=4-training.png")
     page.wait_for_function("[...document.images].some(i => i.naturalWidth > 1000)")
     save(page, "6-figure")
+    page.goto("about:blank")  # a view that is open keeps the artifact that it shows
+    page.goto(f"{root}#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}/artifacts/report.html")
+    page.wait_for_selector("iframe.mlflow-html-iframe")  # a sandbox of its own, into which Playwright does not see
+    save(page, "7-page")
 
 
 def close_assistant(page: Page) -> None:
