@@ -59,6 +59,7 @@ def test_components_below_0_are_0() -> None:
 def test_the_quantile_goes_from_examples_to_seeds() -> None:
     assert quantile(0.0, 1.0, 3, 128) == pytest.approx(t.ppf(0.975, 127))
     assert quantile(1.0, 0.0, 3, 128) == pytest.approx(t.ppf(0.975, 2))
+    assert quantile(0.5, 0.5, 2, 128) == pytest.approx((t.ppf(0.975, 1) + t.ppf(0.975, 127)) / 2)  # Cochran's rule
     reach = [float(quantile(a, 1 - a, 3, 128)) for a in np.linspace(0, 1, 11)]
     assert reach == sorted(reach)
     assert quantile(0.0, 1.0, 1, 128) == pytest.approx(t.ppf(0.975, 127))
