@@ -38,8 +38,9 @@ def verdict(report: StudyReport) -> str:
         if name in report.effects
     ]
     other = report.table.get("both")
-    if shares and other is not None and (reached_by_both := value_of(report, other)) != value_of(report, best):
-        shares[0] = f"of what both levers reach, {share(reached_by_both)}, {shares[0]}"
+    one = report.path and len({record.lever for record in report.path if record.accepted}) < 2
+    if shares and other is not None and (one or value_of(report, other) != value_of(report, best)):
+        shares[0] = f"of what both levers reach, {share(value_of(report, other))}, {shares[0]}"
     earned = f": {', '.join(shares)}" if shares else ""
     value = value_of(report, best)
     reached = (

@@ -157,7 +157,9 @@ def close_assistant(page: Page) -> None:
 
 
 SERVE = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
 from pathlib import Path
 from colever.tracking.ui import serve
 serve(Path(sys.argv[1]), port=int(sys.argv[2]), open_browser=False, announce=lambda url: print(url, flush=True))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 import warnings
 from pathlib import Path
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
 warnings.filterwarnings("ignore")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -22,7 +24,8 @@ from colever.tracking.report_json import to_json
 
 home, pause = Path(sys.argv[1]), float(sys.argv[2])
 small = {"prompt.candidates": 2, "prompt.screen": 8, "prompt.examples": 16, "prompt.demos": 2}
-config = load_config(flags={"task": "toy", "model": "toy", "trials": 6}, overrides=small)
+flags = {"task": "toy", "model": "toy", "trials": 6, "schedules": ["p", "w", "p,w", "adaptive"]}
+config = load_config(flags=flags, overrides=small)
 report = sweep(
     config, toy_task(), ToyEngine(), home, tracker=MlflowTracker(home),
     levers=lambda p, w: {
