@@ -20,7 +20,7 @@ from colever.shown import (
     write_page,
     write_report,
 )
-from colever.studies import interruptible, open_study, show_estimates, show_studies, show_study
+from colever.studies import interruptible, open_study, show_estimates, show_rerun, show_studies, show_study
 
 if TYPE_CHECKING:
     from colever.config import SweepConfig
@@ -204,6 +204,17 @@ def report(
     if html is not None:
         write_page(built, html)
     show_report(built, as_json)
+
+
+@app.command(epilog="Example: colever rerun arithmetic")
+def rerun(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A finished study, or a task for its latest.")],
+    into: Annotated[Path | None, typer.Option("--into", help="Home of the new run; default: reruns in --home.")] = None,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a study again from its manifest, and compare; exit status 1 if it came out otherwise."""
+    show_rerun(name, home, into, as_json)
 
 
 @app.command(epilog="Example: colever ui arithmetic --port 5001")

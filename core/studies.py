@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.markup import escape
 
 from colever import console
 from colever.errors import LeverError, UsageError
@@ -65,6 +66,41 @@ def show_estimates(configs: Sequence[SweepConfig], home: Path, as_json: bool) ->
         console.show_json({name: to_json(found) for name, found in made.items()})
     else:
         console.show(render(made))
+
+
+def show_rerun(name: str, home: Path, into: Path | None, as_json: bool) -> None:
+    """Make a finished study again in an empty home from its manifest, and say whether it came out the same.
+
+    Raises UsageError for a study that is not finished, LeverError where the reports differ (times left aside).
+    """
+    from colever.config import SweepConfig
+    from colever.optimizers.attribution import report_of
+    from colever.optimizers.evaluate import Grounds, versions
+    from colever.optimizers.manifest import changes, unlike
+    from colever.optimizers.study import find_study
+    from colever.tracking.report_json import to_json
+
+    folder = find_study(home, name)
+    before = report_of(folder)
+    if not before.finished:
+        raise UsageError(f"study {folder.name!r} is not finished: run its sweep to the end first")
+    made = folder.manifest()
+    config = SweepConfig(**made["config"]).model_copy(update={"study": folder.name, "trials": len(before.arms)})
+    task, engine = open_study(config)
+    moved = changes(made, Grounds(task.digest(), engine.digest, versions()))
+    for change in moved:
+        console.say(f"since then: {change}")
+    target = into or home / "reruns"
+    after = run_study(config, target)
+    found = unlike(to_json(before), to_json(after))
+    if as_json:
+        console.show_json({"study": folder.name, "same": not found, "unlike": found, "changes": moved})
+    else:
+        console.show(f"{folder.name}: made again in {target}, " + ("with the same result" if not found else "unlike"))
+        for line in found[:20]:
+            console.show(f"  {escape(line)}")
+    if found:
+        raise LeverError(f"{folder.name} came out otherwise in {len(found)} places")
 
 
 def run_study(config: SweepConfig, home: Path) -> StudyReport:

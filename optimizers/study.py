@@ -3,6 +3,7 @@
 studies/<name>/config.yaml   the resolved configuration
 studies/<name>/study.json    the trials, as keys into the round store
 studies/<name>/estimate.json what a dry run expected of the search
+studies/<name>/manifest.json what made it: command, versions, digests, machine
 studies/<name>/report.json   what ``colever report --json`` prints
 studies/<name>/report.html   what ``colever report --html`` writes
 """
@@ -88,6 +89,18 @@ class StudyFolder:
 
     def write(self, state: StudyState) -> None:
         write_sealed(self.path / "study.json", state.to_json())
+
+    def manifest(self) -> dict[str, Any]:
+        """What made the study. Raises StoreError where it is not there or not readable."""
+        try:
+            return dict(read_sealed(self.path / "manifest.json"))
+        except (OSError, ValueError, TypeError) as error:
+            raise StoreError(f"study {self.name!r} has no manifest to go by: {error}") from error
+
+    def write_manifest(self, made: Mapping[str, Any]) -> None:
+        """Kept as it was first written: a study that goes on was made by its first command."""
+        if not (self.path / "manifest.json").exists():
+            write_sealed(self.path / "manifest.json", made)
 
     def estimate(self) -> Cost | None:
         """What a dry run expected of the search; None where there was none, or the file is not readable."""

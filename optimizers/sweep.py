@@ -28,6 +28,7 @@ from colever.optimizers.attribution import build_report, planned
 from colever.optimizers.budget import Budget
 from colever.optimizers.evaluate import Evaluator, Grounds
 from colever.optimizers.lever import Lever, NullProgress, Progress, Staged
+from colever.optimizers.manifest import manifest
 from colever.optimizers.store import EvaluationStore, RoundStore, study_lock
 from colever.optimizers.study import StudyFolder, StudyState, TrialEntry, trial_record
 from colever.optimizers.tracker import NullTracker, Tracker
@@ -118,6 +119,7 @@ class _Run:
         self.evaluator = Evaluator.of(task, self.engine, EvaluationStore(self.folder.home), config.seed)
         self.base = task.base_candidate()
         self.folder.claim(config)
+        self.folder.write_manifest(manifest(config, self.evaluator.grounds))
         self.state = self._state()
         self.folder.write(self.state)
         plan = f"{config.trials} trials: {'; '.join(space.schedules(config)[: config.trials])}"

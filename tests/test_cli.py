@@ -284,6 +284,31 @@ def test_several_seeds_end_in_their_comparison(run: Run, tmp_path: Path, tiny_ch
     assert "there is no finished study in" in one_line(err)
 
 
+def test_a_study_is_made_again_from_its_manifest(run: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    file, home = tmp_path / "my_task.py", tmp_path / "home"
+    file.write_text(TASK)
+    small = ["--set", "prompt.candidates=1", "--set", "prompt.screen=2", "--set", "prompt.examples=2", "--trials", "1"]
+    sweep = ["sweep", f"{file}:task", "--study", "mine", "--model", tiny_checkpoint, "--home", home, *small]
+    assert run(*sweep)[0] == 0
+    made = json.loads((home / "studies" / "mine" / "manifest.json").read_text())["value"]
+    assert made["command"].startswith("colever sweep ")
+    assert made["config"]["study"] == "mine"
+    assert made["versions"]["optuna"]
+    assert made["machine"]["cores"] >= 1
+    status, out, _ = run("rerun", "mine", "--home", home, "--json")
+    assert (status, json.loads(out)) == (0, {"study": "mine", "same": True, "unlike": [], "changes": []})
+    assert (home / "reruns" / "studies" / "mine" / "report.json").exists()
+    file.write_text(TASK.replace("rows(20, 4)", "rows(20, 3)"))
+    status, out, err = run("rerun", "mine", "--home", home, "--into", tmp_path / "again")
+    assert status == 1
+    assert "since then: the task is another" in one_line(err)
+    assert "table.base.examples: 4, now 3" in out
+    (home / "studies" / "mine" / "manifest.json").unlink()
+    status, _, err = run("rerun", "mine", "--home", home)
+    assert status == 1
+    assert "study 'mine' has no manifest" in one_line(err)
+
+
 def test_an_evaluation_of_a_candidate(run: Run, tmp_path: Path, tiny_checkpoint: Path) -> None:
     file, candidate = tmp_path / "my_task.py", tmp_path / "c.json"
     file.write_text(TASK)
