@@ -143,7 +143,7 @@ class SweepConfig(Settings):
         None, "setting: [low, high]; unset: learning rate, updates and demos around their values"
     )
     sampler: Literal["tpe", "gp", "random"] = _setting("tpe", "Optuna's sampler of searched trials")
-    prune: bool = _setting(True, "stop searched trials that lag; never the first schedules")
+    prune: bool = _setting(False, "stop searched trials that lag; never the first schedules")
     budget: dict[str, float] = Field(default_factory=dict, description="caps on the whole study")
     round_budget: dict[str, float] = Field(default_factory=dict, description="caps on each round")
     prompt: PromptSettings = Field(default_factory=PromptSettings)

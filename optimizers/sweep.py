@@ -243,7 +243,7 @@ class _Run:
         trials = self.study.get_trials(deepcopy=False)
         running = [t for t in trials if t.state is TrialState.RUNNING]
         number = running[0].number if running else len(trials)
-        self.study.sampler = _sampler(self.config.sampler, derive_seed(self.config.seed, number))
+        self.study.sampler = sampler_of(self.config.sampler, derive_seed(self.config.seed, number))
         return optuna.Trial(self.study, running[0]._trial_id) if running else self.study.ask()
 
     def _line_up(self) -> None:
@@ -380,7 +380,7 @@ def _storage(path: Path) -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
 
 
-def _sampler(kind: str, seed: int) -> optuna.samplers.BaseSampler:
+def sampler_of(kind: str, seed: int) -> optuna.samplers.BaseSampler:
     """A sampler for one trial, seeded by the trial's number: a restart proposes the same, and no two are alike."""
     if kind == "gp":
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=8, deterministic_objective=False)
