@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from colever.comparison import ComparisonRow, Reached
 from colever.config import RESUMABLE, load_config
 from colever.errors import UsageError
 from colever.optimizers.attribution import CELLS, choose_arms, path_points
+from colever.optimizers.estimate import scaled
 from colever.optimizers.power import would_resolve
 from colever.optimizers.statistics import Runs, Values, lever_effects_over_seeds, mean_over_seeds, seeds_effect
 from colever.optimizers.study import StudyFolder, StudyState, find_study
@@ -111,7 +112,7 @@ def _row(studies: Sequence[_Study]) -> ComparisonRow:
         effects=effects,
         needed={name: would_resolve(e) for name, e in effects.items() if not e.resolved},
         schedules={name: tuple(s.schedules[name] for s in studies) for name in pulled if name != "base"},
-        reached=Reached(len(reached), most[0][0] if most else "", _mean_cost([cost for _, cost in reached])),
+        reached=Reached(len(reached), most[0][0] if most else "", _mean([cost for _, cost in reached])),
         cost=sum((r.cost for s in studies for r in {r.key: r for t in s.trials for r in t.rounds}.values()), Cost()),
     )
 
@@ -125,9 +126,5 @@ def _effects(arms: Mapping[str, Runs]) -> dict[str, Estimate]:
     return effects
 
 
-def _mean_cost(costs: Sequence[Cost]) -> Cost | None:
-    if not costs:
-        return None
-    total = asdict(sum(costs, Cost()))
-    whole = {f.name for f in fields(Cost) if f.type == "int"}
-    return Cost(**{k: round(v / len(costs)) if k in whole else v / len(costs) for k, v in total.items()})
+def _mean(costs: Sequence[Cost]) -> Cost | None:
+    return scaled(sum(costs, Cost()), 1 / len(costs)) if costs else None

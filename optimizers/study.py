@@ -98,9 +98,7 @@ class StudyFolder:
             raise StoreError(f"study {self.name!r} has no manifest to go by: {error}") from error
 
     def write_manifest(self, made: Mapping[str, Any]) -> None:
-        """Kept as it was first written: a study that goes on was made by its first command."""
-        if not (self.path / "manifest.json").exists():
-            write_sealed(self.path / "manifest.json", made)
+        write_sealed(self.path / "manifest.json", made)
 
     def estimate(self) -> Cost | None:
         """What a dry run expected of the search; None where there was none, or the file is not readable."""

@@ -119,8 +119,9 @@ class _Run:
         self.evaluator = Evaluator.of(task, self.engine, EvaluationStore(self.folder.home), config.seed)
         self.base = task.base_candidate()
         self.folder.claim(config)
-        self.folder.write_manifest(manifest(config, self.evaluator.grounds))
         self.state = self._state()
+        if not self.state.trials:  # a study that goes on was made by its first command
+            self.folder.write_manifest(manifest(config, self.evaluator.grounds))
         self.folder.write(self.state)
         plan = f"{config.trials} trials: {'; '.join(space.schedules(config)[: config.trials])}"
         key = study_key(config, self.evaluator.grounds)
