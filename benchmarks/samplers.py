@@ -6,10 +6,10 @@ before weights pays, on ``reverse`` weights before prompt, on ``settings`` the l
 ``flat`` hardly anything does. Where their optimum lies is drawn anew for each repeat, the same for all samplers.
 
 Reported is regret: the surface's best true score less that of the trial that looks best, after so many trials, and the
-share of rounds that a pruner saved. The pruner is tried with the default sampler. (Wilcoxon's would need an example's
+share of rounds that a pruner saved. Pruners are tried with TPE. (Wilcoxon's would need an example's
 score as a step; three means a trial are too few for its test to end one.)
 
-    python benchmarks/samplers.py                       # about 15 minutes on one core, most of it the Gaussian process
+    python benchmarks/samplers.py                       # about 8 minutes on one core, most of it the Gaussian process
     python benchmarks/samplers.py --samplers tpe random --repeats 50
 
 The last line is JSON: mean regret in points at the last count of trials, by sampler and by pruner, over all surfaces.

@@ -142,7 +142,7 @@ class SweepConfig(Settings):
     search: dict[str, tuple[float, float]] | None = _setting(
         None, "setting: [low, high]; unset: learning rate, updates and demos around their values"
     )
-    sampler: Literal["tpe", "gp", "random"] = _setting("tpe", "Optuna's sampler of searched trials")
+    sampler: Literal["gp", "tpe", "random"] = _setting("gp", "Optuna's sampler of searched trials")
     prune: bool = _setting(False, "stop searched trials that lag; never the first schedules")
     budget: dict[str, float] = Field(default_factory=dict, description="caps on the whole study")
     round_budget: dict[str, float] = Field(default_factory=dict, description="caps on each round")

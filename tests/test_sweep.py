@@ -323,3 +323,21 @@ def test_more_trials_later_still_begin_with_the_arms(tmp_path: Path) -> None:
     run(tmp_path, trials=2)
     report = run(tmp_path, trials=6)
     assert [arm.schedule for arm in report.arms] == ["p", "w", "p,w", "w,p", "p,w,p", "w,p,w"]
+
+
+def test_the_default_sampler_proposes_the_same_after_a_restart(tmp_path: Path) -> None:
+    """Twelve trials: the arms, two random draws, and some of the Gaussian process's own."""
+    short = {"schedules": ["p", "w", "p,w"], "max_rounds": 2, "prompt.screen": 4, "prompt.examples": 4}
+    whole = run(tmp_path / "whole", trials=12, **short)
+    run(tmp_path / "cut", trials=10, **short)
+    again = run(tmp_path / "cut", trials=12, **short)
+    assert json.dumps(timeless(to_json(again))) == json.dumps(timeless(to_json(whole)))
+    drawn = {json.dumps(settings) for settings in settings_of(tmp_path / "whole")[3:]}
+    assert len(drawn) == 9  # no two alike
+
+
+def settings_of(home: Path) -> list[Any]:
+    folder = StudyFolder(home, "toy-toy-s0")
+    state = folder.state()
+    assert state is not None
+    return [[trial.schedule, dict(trial.settings)] for trial in state.trials]
