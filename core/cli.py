@@ -139,14 +139,15 @@ def sweep(
     budget: BudgetOption = None,
     settings: SetOption = None,
     config: ConfigOption = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="So many processes share a study out.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what it would cost, from a probe.")] = False,
     home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:
     """Compare prompt only, weights only and both, search on, and report what each lever earned.
 
-    The same command continues after any interrupt; finished rounds are not run again. Several tasks or seeds are a
-    study each, and end in the table of `colever compare`.
+    The same command continues after any interrupt; finished rounds are not run again. Given in a second terminal
+    meanwhile, it works along. Several tasks or seeds are a study each, and end in the table of `colever compare`.
     """
     from colever.config import several
     from colever.tasks.load import BUNDLED
@@ -158,9 +159,9 @@ def sweep(
     if dry_run:
         show_estimates(configs, home, as_json)
     elif len(configs) == 1:
-        show_study(configs[0], home, as_json)
+        show_study(configs[0], home, as_json, workers)
     else:
-        show_studies(configs, home, as_json)
+        show_studies(configs, home, as_json, workers)
 
 
 @app.command(epilog="Example: colever compare arithmetic lookup --out comparison/")

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 RESUMES = "finished rounds are stored; the same command continues"
 
 
-def show_study(config: SweepConfig, home: Path, as_json: bool) -> None:
+def show_study(config: SweepConfig, home: Path, as_json: bool, workers: int = 1) -> None:
     """Run or continue one study and show its report. Raises LeverError where trials failed."""
-    built = run_study(config, home)
+    built = run_study(config, home, workers)
     show_report(built, as_json)
     console.say(
         f"\nIn {home / 'studies' / config.study_name}: report.html, report.json, figures, config.yaml, candidate.json "
@@ -32,14 +32,14 @@ def show_study(config: SweepConfig, home: Path, as_json: bool) -> None:
     _raise_failures(built.failures, config.trials)
 
 
-def show_studies(configs: Sequence[SweepConfig], home: Path, as_json: bool) -> None:
+def show_studies(configs: Sequence[SweepConfig], home: Path, as_json: bool, workers: int = 1) -> None:
     """Run or continue studies one by one, then set them side by side. Raises LeverError where trials failed."""
     from colever.tracking.report import verdict
 
     failures: list[str] = []
     for place, config in enumerate(configs, 1):
         console.say(f"study {place} of {len(configs)}: {config.study_name}")
-        built = run_study(config, home)
+        built = run_study(config, home, workers)
         failures += [f"{config.study_name}: {failure}" for failure in built.failures]
         console.say(verdict(built))
     show_comparison(home, [config.study_name for config in configs], None, as_json)
@@ -103,18 +103,23 @@ def show_rerun(name: str, home: Path, into: Path | None, as_json: bool) -> None:
         raise LeverError(f"{folder.name} came out otherwise in {len(found)} places")
 
 
-def run_study(config: SweepConfig, home: Path) -> StudyReport:
-    """Run or continue it, and write its report into its folder."""
+def run_study(config: SweepConfig, home: Path, workers: int = 1) -> StudyReport:
+    """Run or continue it with so many processes, this one included, and write its report into its folder."""
     with interruptible(RESUMES):
         task, engine = open_study(config)
         from colever.optimizers.study import StudyFolder
         from colever.optimizers.sweep import sweep
+        from colever.optimizers.workers import Workers
         from colever.tracking.mlflow_tracker import MlflowTracker
+        from colever.worker import further_workers
 
         _make_home(home)
-        with console.progress() as drawn:
+        folder = StudyFolder(home, config.study_name).path
+        if others := Workers(folder).others():
+            console.say(f"{others} other process(es) run study {config.study_name}: this one works along")
+        with further_workers(config, home, workers - 1), console.progress() as drawn:
             built = sweep(config, task, engine, home, tracker=MlflowTracker(home), progress=drawn)
-        write_report(with_examples(built, task), StudyFolder(home, config.study_name).path)
+        write_report(with_examples(built, task), folder)
     return built
 
 

@@ -53,12 +53,12 @@ def alternate(
         key = evaluator.grounds.key(
             "round", candidate.digest, lever.name, lever.settings.model_dump(mode="json"), dict(round_caps or {}), seed
         )
-        with store.lock(key):
+        told = Staged(progress, f"round {index + 1}{of}, {name}")
+        with store.lock(key, lambda: told.update(0, 1, "another process runs it")):  # noqa: B023 - called at once
             record = store.get(key)
             reused = record is not None
             if record is None:
                 ledger = budget.slice(round_caps)
-                told = Staged(progress, f"round {index + 1}{of}, {name}")
                 record = store.put(pull(key, lever, candidate, before, evaluator, store, ledger, seed, told))
         rounds.append(record)
         if not on_round(index, record, reused):

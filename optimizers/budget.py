@@ -7,23 +7,44 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Protocol
 
 from colever.config import check_caps
 from colever.errors import BudgetExhausted
 from colever.types import Cost
 
 
+class Shared(Protocol):
+    """The ledgers of other processes that spend under the same caps."""
+
+    def elsewhere(self) -> Cost:
+        """What they have spent that is not on this ledger."""
+        ...
+
+    def tell(self) -> None:
+        """This ledger has changed."""
+        ...
+
+
 class Budget:
     """Caps on any field of Cost; none given, none kept. A slice charges its parent too.
 
+    With ``shared`` the caps hold for all processes together, each of which may have one batch in flight.
     Raises UsageError for an unknown key or a cap that is not above 0.
     """
 
-    def __init__(self, caps: Mapping[str, float] | None = None, *, parent: Budget | None = None) -> None:
+    def __init__(
+        self,
+        caps: Mapping[str, float] | None = None,
+        *,
+        parent: Budget | None = None,
+        shared: Shared | None = None,
+    ) -> None:
         check_caps(caps or {})
         self.caps = dict(caps or {})
         self.spent = Cost()
         self._parent = parent
+        self._shared = shared if self.caps else None
 
     def reserve(self, **amounts: float) -> None:
         """Ask for the next batch: raises BudgetExhausted if it would pass a cap, or a cap is already reached.
@@ -32,7 +53,7 @@ class Budget:
         by which a cap is passed.
         """
         check_caps(dict.fromkeys(amounts, 1))
-        spent = dataclasses.asdict(self.spent)
+        spent = dataclasses.asdict(self.spent + self._shared.elsewhere() if self._shared else self.spent)
         for key, cap in self.caps.items():
             wanted = amounts.get(key, 0)
             if spent[key] >= cap or spent[key] + wanted > cap:
@@ -44,6 +65,8 @@ class Budget:
     def charge(self, cost: Cost) -> None:
         """Book what a batch cost."""
         self.spent = self.spent + cost
+        if self._shared is not None:
+            self._shared.tell()
         if self._parent is not None:
             self._parent.charge(cost)
 

@@ -175,12 +175,13 @@ class Evaluator:
     ) -> Evaluation:
         """Stored, or run and stored; a stored one is charged to the budget like a run one."""
         key = self.grounds.evaluation_key(candidate, split, self.seed)
-        found = self.store.get(key)
-        if found is not None:
-            if budget is not None:
-                budget.reserve(rollouts=found.cost.rollouts)
-                budget.charge(found.cost)
-            return found
-        result = evaluate(candidate, self.task, self.engine, split, seed=self.seed, budget=budget, on_done=on_done)
-        self.store.put(key, result)
-        return result
+        with self.store.lock(key):
+            found = self.store.get(key)
+            if found is not None:
+                if budget is not None:
+                    budget.reserve(rollouts=found.cost.rollouts)
+                    budget.charge(found.cost)
+                return found
+            result = evaluate(candidate, self.task, self.engine, split, seed=self.seed, budget=budget, on_done=on_done)
+            self.store.put(key, result)
+            return result

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,14 +83,13 @@ class RoundStore:
         """Remove what killed processes left half-written; pulls that can go on are kept."""
         for path in [*self.home.glob("*/.*.tmp"), *self.home.glob("studies/*/.*.tmp")]:
             process = path.name.split(".")[-2]
-            if process.isdigit() and not _alive(int(process)):
+            if process.isdigit() and not alive(int(process)):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """One process at a time computes a round; a second waits and then finds it stored."""
-        _make(self.folder)
-        with FileLock(self.folder / f"{key}.lock"):
+    def lock(self, key: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """One process at a time computes a round; a second waits, is told so, and then finds it stored."""
+        with _locked(self.folder / f"{key}.lock", on_wait):
             yield
 
     def _adopt_weights(self, record: RoundRecord, temporary: Path, target: Path) -> RoundRecord:
@@ -132,23 +131,11 @@ class EvaluationStore:
         """Store it whole or not at all."""
         write_sealed(self.folder / f"{key}.json", evaluation.to_json())
 
-
-@contextlib.contextmanager
-def study_lock(folder: Path, study: str) -> Iterator[None]:
-    """One process at a time runs a study. Raises StoreError at once where another one does."""
-    _make(folder)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise StoreError(
-            f"study {study!r} is being run by another process: wait for it to end, or give this one "
-            "another --study name"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    @contextlib.contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """One process at a time makes an evaluation; a second waits and then finds it stored."""
+        with _locked(self.folder / f"{key}.lock"):
+            yield
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
@@ -181,6 +168,21 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextlib.contextmanager
+def _locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    _make(path.parent)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -188,7 +190,8 @@ def _make(folder: Path) -> None:
         raise StoreError(f"the folder {folder} cannot be made: {error.strerror}") from error
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
+    """Whether a process of that number runs on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

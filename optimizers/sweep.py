@@ -2,13 +2,13 @@
 
 Knows trials and what is left to do after an interrupt; knows nothing of how a lever or a report works. Optuna's
 database holds proposals and values, the round store holds the work: a trial that a killed process left running is
-taken up under its own number with the same parameters, and finds its finished rounds stored.
+taken up under its own number with the same parameters, and finds its finished rounds stored. Several processes may
+run one study at once: each takes trials from the same database, and rounds from the same store.
 """
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -16,31 +16,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
-from filelock import FileLock
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from colever.config import ADAPTIVE, RESUMABLE, PromptSettings, SweepConfig, WeightSettings
+from colever.config import ADAPTIVE, PromptSettings, SweepConfig, WeightSettings
 from colever.errors import BudgetExhausted, LeverError, StoreError, UsageError
 from colever.optimizers import space
-from colever.optimizers.alternate import alternate, derive_seed
+from colever.optimizers.alternate import alternate
 from colever.optimizers.attribution import build_report, planned
 from colever.optimizers.budget import Budget
-from colever.optimizers.evaluate import Evaluator, Grounds
+from colever.optimizers.evaluate import Evaluator
 from colever.optimizers.lever import Lever, NullProgress, Progress, Staged
 from colever.optimizers.manifest import manifest
-from colever.optimizers.store import EvaluationStore, RoundStore, study_lock
+from colever.optimizers.store import EvaluationStore, RoundStore
 from colever.optimizers.study import StudyFolder, StudyState, TrialEntry, trial_record
 from colever.optimizers.tracker import NullTracker, Tracker
-from colever.types import Cost, LeverName, RoundRecord, StudyReport, TrialRecord, digest_of
+from colever.optimizers.trials import Trials, entry_of, study_key
+from colever.optimizers.workers import FLYING, Workers
+from colever.types import Cost, LeverName, RoundRecord, StudyReport, TrialRecord
 
 if TYPE_CHECKING:
     from colever.engines.transformers import TransformersEngine
     from colever.tasks.task import Task
 
 MakeLevers = Callable[[PromptSettings, WeightSettings], Mapping[LeverName, Lever]]
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+POLL = 0.5  # seconds between looks at what other workers do
 
 
 def both_levers(prompt: PromptSettings, weights: WeightSettings) -> dict[LeverName, Lever]:
@@ -63,40 +63,45 @@ def sweep(
 ) -> StudyReport:
     """Run or continue the study until it has ``config.trials`` trials or its budget ends; its report.
 
-    Raises StoreError where another process runs it, UsageError where it was made with other settings. Trials whose
+    A second process that calls this for the same study works along: the two share out trials and rounds, and both
+    return the report when all is done. Raises UsageError where the study was made with other settings. Trials whose
     pulls failed are in the report's ``failures``: the next call tries them once more, then they are left out. After
     an interrupt the same call goes on.
     """
-    name = config.study_name
-    folder = StudyFolder(home, name)
-    tracker = tracker or NullTracker()
-    with study_lock(folder.path, name), _stops_told(tracker):
-        run = _Run(config, task, engine, folder, levers, tracker, progress or NullProgress())
+    folder = StudyFolder(home, config.study_name)
+    tracker, workers = tracker or NullTracker(), Workers(folder.path)
+    with workers.joined(), _stops_told(tracker, workers):
+        run = _Run(config, task, engine, folder, levers, tracker, progress or NullProgress(), workers)
         run.open()
         run.run_trials()
         return run.finish()
 
 
 @contextmanager
-def _stops_told(tracker: Tracker) -> Iterator[None]:
-    """No tracked run is left running, whatever ends the study; Optuna's database errors become ours."""
+def _stops_told(tracker: Tracker, workers: Workers) -> Iterator[None]:
+    """None of this worker's tracked runs is left running, whatever ends it; Optuna's database errors become ours."""
+
+    def stopped(reason: str) -> None:
+        with workers.writing():
+            tracker.study_stopped(reason, alone=not workers.others())
+
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        tracker.study_stopped("the study database failed")
+        stopped("the study database failed")
         cause = str(error.__cause__ or error).splitlines()[0]
         raise StoreError(f"the study database optuna.db cannot be used: {cause}") from error
     except KeyboardInterrupt:
-        tracker.study_stopped("interrupted")
+        stopped("interrupted")
         raise
     except Exception as error:
-        tracker.study_stopped(str(error))
+        stopped(str(error))
         raise
 
 
 @dataclass
 class _Run:
-    """One call of ``sweep``."""
+    """One call of ``sweep``: one worker."""
 
     config: SweepConfig
     task: Task
@@ -105,79 +110,101 @@ class _Run:
     levers: MakeLevers
     tracker: Tracker
     progress: Progress
-    charged: set[str] = field(default_factory=set)  # rounds on the ledger
+    workers: Workers
+    charged: dict[str, Cost] = field(default_factory=dict)  # rounds on the ledger, and what failed pulls lost
+    known: set[int] = field(default_factory=set)  # ended and failed trials on the ledger
     keys: list[str] = field(default_factory=list)  # finished rounds of the trial at hand
     mark: Cost = field(default_factory=Cost)  # the ledger when the last of them, or the trial before, had ended
-    failed: list[str] = field(default_factory=list)  # trials that failed for the first time in this call
+    spent: bool = False  # the study's budget has ended
 
     def open(self) -> None:
         """Check that this is the same study, say that it starts, evaluate base, and line up the first schedules."""
         config, task = self.config, self.task
         space.ranges(config)
-        self.rounds, self.budget = RoundStore(self.folder.home), Budget(config.budget)
+        self.rounds, self.budget = RoundStore(self.folder.home), Budget(config.budget, shared=self)
         self.rounds.clear()
         self.evaluator = Evaluator.of(task, self.engine, EvaluationStore(self.folder.home), config.seed)
         self.base = task.base_candidate()
-        self.folder.claim(config)
-        self.state = self._state()
-        if not self.state.trials:  # a study that goes on was made by its first command
-            self.folder.write_manifest(manifest(config, self.evaluator.grounds))
-        self.folder.write(self.state)
-        plan = f"{config.trials} trials: {'; '.join(space.schedules(config)[: config.trials])}"
         key = study_key(config, self.evaluator.grounds)
-        self.tracker.study_started(
-            self.folder.name, config.task, config.model, config.model_dump(mode="json"), plan, key
-        )
+        with self.workers.writing():
+            alone = not self.workers.others()
+            self.folder.claim(config)
+            self.state = self._state()
+            if not self.state.trials and alone:  # a study that goes on was made by its first command
+                self.folder.write_manifest(manifest(config, self.evaluator.grounds))
+            self.folder.write(self.state)
+            plan = f"{config.trials} trials: {'; '.join(space.schedules(config)[: config.trials])}"
+            settings = config.model_dump(mode="json")
+            self.tracker.study_started(self.folder.name, config.task, config.model, settings, plan, key, alone=alone)
         self.progress.update(0, len(task.dev), "base on dev")
         self.base_dev = self.evaluator(self.base, budget=self.budget, on_done=self._told("base on dev", len(task.dev)))
-        self.study = _open_study(self.folder, key)
-        self._line_up()
-        trials = self.study.get_trials(deepcopy=False)
-        for trial in trials:
-            if trial.state in ENDED:
+        self.mark = self.budget.spent  # every worker has it on its own ledger
+        with self.workers.writing():
+            self.trials = Trials(self.folder, config, key, self.workers)
+            self.trials.line_up()
+            for trial in self.trials.ended():
                 self._retell(trial)
-        for trial in trials:
-            if trial.state is TrialState.FAIL:
-                self._charge_failed(trial)
-        self._write()  # a kill may have come between the study's database and this file
+            self._catch_up()
+            self._write()  # a kill may have come between the study's database and this file
 
     def run_trials(self) -> None:
-        """Trials one after the other, the one that was interrupted first; one that fails leaves the others to run."""
-        while self._ended() + len(self.failed) < self.config.trials:
-            trial = self._next_trial()
-            try:
-                self._run_trial(trial)
-            except BudgetExhausted as error:
-                if error.ledger is self.budget:  # the trial stays open: a larger budget goes on with it
-                    self._note(f"Stopped in trial {trial.number}, which is left out: {error}.")
-                    return
-                self._fail(trial, f"round_{error}")  # a cap on each round: the others may fit
-            except LeverError as error:
-                self._fail(trial, str(error))
+        """Trials one after the other, one that was interrupted first, until no worker has one left."""
+        while True:
+            with self.workers.writing():
+                self._catch_up()
+                trial = None if self.spent else self.trials.claim()
+                elsewhere = [] if trial else self.trials.elsewhere()
+            if trial is not None:
+                self._try(trial)
+                self.workers.release(trial.number)
+            elif elsewhere:
+                numbers = ", ".join(map(str, elsewhere))
+                self.progress.update(self.trials.done(), self.config.trials, f"others run trial {numbers}")
+                time.sleep(POLL)
+            else:
+                return
 
     def finish(self) -> StudyReport:
         """Evaluate the test cells, each once, and report."""
-        for lost in self._given_up():
-            self._note(f"Trial {lost.number} failed a second time and is left out: {lost.user_attrs['error']}.")
-        for failure in self.failed:
-            self._note(failure)
-        trials = self.folder.trials(self.state)
-        plan = planned(self.state, self.base_dev, trials)
-        for done, (candidate, split) in enumerate(plan, 1):
-            size = len(self.task.examples(split))
-            self.evaluator(candidate, split, on_done=self._told(f"{split} ({done} of {len(plan)})", size))
-        self.state = replace(self.state, finished=True)
-        self.folder.write(self.state)
-        report = build_report(self.state, trials, self.folder.evaluations(self.state), self.folder.estimate())
-        self.tracker.study_finished(report)
-        return replace(report, failures=tuple(self.failed))
+        with self.workers.finishing():
+            with self.workers.writing():
+                self._write()
+            failures = [f"Trial {t.number} failed: {t.user_attrs['error']}." for t in self.trials.to_retry()]
+            for lost in self.trials.given_up():
+                self._note(f"Trial {lost.number} failed a second time and is left out: {lost.user_attrs['error']}.")
+            for failure in failures:
+                self._note(failure)
+            trials = self.folder.trials(self.state)
+            plan = planned(self.state, self.base_dev, trials)
+            for done, (candidate, split) in enumerate(plan, 1):
+                size = len(self.task.examples(split))
+                self.evaluator(candidate, split, on_done=self._told(f"{split} ({done} of {len(plan)})", size))
+            self.state = replace(self.state, finished=True)
+            report = build_report(self.state, trials, self.folder.evaluations(self.state), self.folder.estimate())
+            with self.workers.writing():
+                self.folder.write(self.state)
+                self.tracker.study_finished(report)
+        return replace(report, failures=tuple(failures))
 
     # --- one trial -----------------------------------------------------------------------------------
+
+    def _try(self, trial: optuna.Trial) -> None:
+        """Run it; one that fails leaves the others to run, and one that passes the study's budget ends the search."""
+        try:
+            self._run_trial(trial)
+        except BudgetExhausted as error:
+            if error.ledger is not self.budget:
+                self._fail(trial, f"round_{error}")  # a cap on each round: the others may fit
+                return
+            self.spent = True  # the trial stays open: a larger budget goes on with it
+            self._note(f"Stopped in trial {trial.number}, which is left out: {error}.")
+        except LeverError as error:
+            self._fail(trial, str(error))
 
     def _run_trial(self, trial: optuna.Trial) -> None:
         config = self.config
         schedule, settings = space.suggest(trial, config)
-        known = self.study.get_trials(deepcopy=False)[trial.number]
+        known = self.trials.all()[trial.number]
         first, reported = "fixed_params" in known.system_attrs, set(known.intermediate_values)
         levers = self.levers(*space.with_settings(config, schedule, settings))
         self.keys, self.mark = [], self.budget.spent
@@ -189,19 +216,23 @@ class _Run:
             seen = record.key in self.charged
             if stored and not seen:
                 self.budget.reserve(rollouts=record.cost.rollouts)
-                self.budget.charge(record.cost)
-            self.charged.add(record.key)
+                self._charge(record.key, record.cost)
+            self.charged[record.key] = record.cost
             self.mark = self.budget.spent
-            self.tracker.round_finished(trial.number, index, record, seen)
-            if index not in reported:
-                trial.report(record.dev.score, step=index)
+            self.tell()
+            with self.workers.writing():
+                self.tracker.round_finished(trial.number, index, record, seen)
+                if index not in reported:
+                    trial.report(record.dev.score, step=index)
             told = index >= max(reported, default=0)  # Optuna judges the last round that was told, before a kill too
             last = schedule == ADAPTIVE or index + 1 == schedule.count(",") + 1  # adaptive: its slices lag at first
             pruned = config.prune and told and not first and not last and trial.should_prune()
             return not pruned
 
-        where = f"trial {self._ended() + 1} of {config.trials} ({schedule})"
-        self.tracker.trial_started(trial.number, schedule, settings)
+        with self.workers.writing():
+            place = self.trials.done() + len(self.trials.elsewhere()) + 1
+            self.tracker.trial_started(trial.number, schedule, settings)
+        where = f"trial {place} of {config.trials} ({schedule})"
         rounds = alternate(
             self.base, space.order_of(config, schedule), levers, self.evaluator, self.rounds,
             budget=self.budget, round_caps=config.round_budget, on_round=on_round,
@@ -209,80 +240,71 @@ class _Run:
         )  # fmt: skip
         entry = TrialEntry(trial.number, schedule, settings, "pruned" if pruned else "complete", tuple(self.keys))
         record = trial_record(entry, rounds, self.base)
-        trial.set_user_attr("rounds", self.keys)
-        trial.set_user_attr("schedule", schedule)
-        trial.set_user_attr("settings", settings)
         value = record.dev.score if record.dev else self.base_dev.score
-        self.study.tell(trial, None if pruned else value, state=TrialState.PRUNED if pruned else TrialState.COMPLETE)
-        self._write()
-        self.tracker.trial_finished(record)
+        with self.workers.writing():
+            trial.set_user_attr("rounds", self.keys)
+            trial.set_user_attr("schedule", schedule)
+            trial.set_user_attr("settings", settings)
+            state = TrialState.PRUNED if pruned else TrialState.COMPLETE
+            self.trials.study.tell(trial, None if pruned else value, state=state)
+            self.known.add(trial.number)
+            self._write()
+            self.tracker.trial_finished(record)
 
     def _fail(self, trial: optuna.Trial, reason: str) -> None:
         """Book a trial whose pull failed, with what it spent: the other trials run, and the ledger stays true.
 
         A pull that goes on from a checkpoint when it is tried once more counts what lies before it twice.
         """
-        trial.set_user_attr("error", reason)
-        trial.set_user_attr("rounds", self.keys)
-        trial.set_user_attr("lost", asdict(self.budget.spent - self.mark))
-        self.study.tell(trial, state=TrialState.FAIL)
-        self._write()
-        if trial.number not in {t.number for t in self._given_up()}:
-            self.failed.append(f"Trial {trial.number} failed: {reason}.")
+        with self.workers.writing():
+            trial.set_user_attr("error", reason)
+            trial.set_user_attr("rounds", self.keys)
+            lost = self.budget.spent - self.mark
+            trial.set_user_attr("lost", asdict(lost))
+            self.trials.study.tell(trial, state=TrialState.FAIL)
+            self.known.add(trial.number)
+            self.charged[f"lost {trial.number}"], self.mark = lost, self.budget.spent
+            self._write()
 
-    def _charge_failed(self, trial: optuna.trial.FrozenTrial) -> None:
-        """What a failed trial of an earlier call spent, its finished rounds included."""
-        self.budget.charge(Cost(**trial.user_attrs["lost"]))
-        for key in trial.user_attrs["rounds"]:
-            record = None if key in self.charged else self.rounds.get(key)
-            if record is not None:
-                self.budget.charge(record.cost)
-                self.charged.add(key)
+    # --- what others did, now or in an earlier call --------------------------------------------------
 
-    def _next_trial(self) -> optuna.Trial:
-        """The interrupted trial under its own number, else the next one lined up, else a proposal."""
-        trials = self.study.get_trials(deepcopy=False)
-        running = [t for t in trials if t.state is TrialState.RUNNING]
-        number = running[0].number if running else len(trials)
-        self.study.sampler = sampler_of(self.config.sampler, derive_seed(self.config.seed, number))
-        return optuna.Trial(self.study, running[0]._trial_id) if running else self.study.ask()
+    def _catch_up(self) -> None:
+        """Charge the trials that ended or failed elsewhere since the last look, each round once."""
+        for trial in [*self.trials.ended(), *self.trials.failed()]:
+            if trial.number not in self.known:
+                self.known.add(trial.number)
+                if trial.state is TrialState.FAIL:
+                    self._charge(f"lost {trial.number}", Cost(**trial.user_attrs["lost"]))
+                for key in trial.user_attrs["rounds"]:
+                    if key not in self.charged and (record := self.rounds.get(key)) is not None:
+                        self._charge(key, record.cost)
 
-    def _line_up(self) -> None:
-        """Enqueue the first schedules, as many as there are trials, and once more those that failed."""
-        trials = self.study.get_trials(deepcopy=False)
-        known = [t.system_attrs.get("fixed_params") or t.params for t in trials]
-        for schedule in self.config.schedules[: self.config.trials]:
-            params = space.arm_params(self.config, schedule)
-            if params not in known:
-                self.study.enqueue_trial(params)
-        living = [t.params or t.system_attrs.get("fixed_params") for t in trials if t.state is not TrialState.FAIL]
-        living += [t.params for t in self._given_up()]
-        for trial in trials:
-            if trial.state is TrialState.FAIL and trial.params and trial.params not in living:
-                self.study.enqueue_trial(trial.params)
-                living.append(trial.params)
+    def _charge(self, name: str, cost: Cost) -> None:
+        """Once for each name."""
+        if name not in self.charged:
+            self.charged[name] = cost
+            self.mark = self.mark + cost
+            self.budget.charge(cost)
 
-    def _given_up(self) -> list[optuna.trial.FrozenTrial]:
-        """Failed trials whose parameters had failed before, the first such of each: they count as ended."""
-        failed: list[optuna.trial.FrozenTrial] = []
-        lost: dict[str, optuna.trial.FrozenTrial] = {}
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.state is TrialState.FAIL:
-                if any(trial.params == other.params for other in failed):
-                    lost.setdefault(str(sorted(trial.params.items())), trial)
-                failed.append(trial)
-        return list(lost.values())
+    def elsewhere(self) -> Cost:
+        """What other workers spent that is not on this one's ledger."""
+        found = self.workers.published()
+        return sum((cost for name, cost in found.items() if name not in self.charged), Cost())
+
+    def tell(self) -> None:
+        """The other workers, what is on this one's ledger."""
+        if self.config.budget:
+            self.workers.publish({**self.charged, FLYING: self.budget.spent - self.mark})
 
     def _retell(self, trial: optuna.trial.FrozenTrial) -> None:
         """An ended trial, told and charged again as if it ran now; a round that is gone is made again."""
-        self._restore(_entry(trial))
+        self._restore(entry_of(trial))
+        self.known.add(trial.number)
         record = self._record(trial)
         self.tracker.trial_started(record.number, record.schedule, record.settings)
         for index, made in enumerate(record.rounds):
             seen = made.key in self.charged
-            if not seen:
-                self.budget.charge(made.cost)
-            self.charged.add(made.key)
+            self._charge(made.key, made.cost)
             self.tracker.round_finished(record.number, index, made, seen)
         self.tracker.trial_finished(record)
 
@@ -322,9 +344,9 @@ class _Run:
         )  # fmt: skip
 
     def _write(self) -> None:
-        trials = self.study.get_trials(deepcopy=False)
-        entries = tuple(_entry(t) for t in trials if t.state in ENDED)
-        failed = [t.user_attrs for t in trials if t.state is TrialState.FAIL]
+        """The study's file, from its database."""
+        entries = tuple(map(entry_of, self.trials.ended()))
+        failed = [t.user_attrs for t in self.trials.failed()]
         lost = sum((Cost(**attributes["lost"]) for attributes in failed), Cost())
         shared = {key for entry in entries for key in entry.rounds}
         for key in {key for attributes in failed for key in attributes["rounds"]} - shared:
@@ -334,59 +356,10 @@ class _Run:
         self.folder.write(self.state)
 
     def _record(self, trial: optuna.trial.FrozenTrial) -> TrialRecord:
-        return self.folder.trials(replace(self.state, trials=(_entry(trial),)))[0]
+        return self.folder.trials(replace(self.state, trials=(entry_of(trial),)))[0]
 
     def _note(self, text: str) -> None:
         self.state = replace(self.state, notes=(*self.state.notes, text))
 
-    def _ended(self) -> int:
-        return len(self._given_up()) + sum(t.state in ENDED for t in self.study.get_trials(deepcopy=False))
-
     def _told(self, text: str, total: int) -> Callable[[int], None]:
         return lambda done: self.progress.update(done, total, text)
-
-
-def _entry(trial: optuna.trial.FrozenTrial) -> TrialEntry:
-    attributes = trial.user_attrs
-    return TrialEntry(
-        trial.number, attributes["schedule"], attributes["settings"], STATES[trial.state], tuple(attributes["rounds"])
-    )
-
-
-def study_key(config: SweepConfig, grounds: Grounds) -> str:
-    """Of everything that a study's trials depend on, so that a study deleted and made otherwise starts anew."""
-    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in RESUMABLE}
-    return digest_of([settings, asdict(grounds)])
-
-
-def _open_study(folder: StudyFolder, key: str) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = folder.home / "optuna.db"
-    with FileLock(folder.home / "optuna.lock"):
-        if not path.exists():  # made aside and renamed: a kill leaves no half-made database
-            fresh = folder.home / ".optuna.db.tmp"
-            fresh.unlink(missing_ok=True)
-            made = _storage(fresh)
-            made.remove_session()
-            made.engine.dispose()
-            fresh.replace(path)
-        storage = _storage(path)
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)  # a first round says little of an order
-    return optuna.create_study(
-        storage=storage, study_name=f"{folder.name} {key}", direction="maximize", load_if_exists=True, pruner=pruner
-    )
-
-
-def _storage(path: Path) -> optuna.storages.RDBStorage:
-    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
-
-
-def sampler_of(kind: str, seed: int) -> optuna.samplers.BaseSampler:
-    """A sampler for one trial, seeded by the trial's number: a restart proposes the same, and no two are alike."""
-    if kind == "gp":
-        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=8, deterministic_objective=False)
-    if kind == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of group=True, tried with this version
-        return optuna.samplers.TPESampler(multivariate=True, group=True, n_startup_trials=5, seed=seed)

@@ -11,24 +11,41 @@ from colever.types import RoundRecord, StudyReport, TrialRecord
 class Tracker(Protocol):
     """Told in order; every call may come again after an interrupt, with the same content.
 
-    ``key`` tells a study from an earlier one of its name: it is of everything that the trials depend on.
+    ``key`` tells a study from an earlier one of its name: it is of everything that the trials depend on. ``alone`` is
+    false where other processes run the study too: their runs are to be left as they are.
     """
 
     def study_started(
-        self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str, key: str = ""
+        self,
+        study: str,
+        task: str,
+        model: str,
+        config: Mapping[str, Any],
+        plan: str,
+        key: str = "",
+        *,
+        alone: bool = True,
     ) -> None: ...
     def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None: ...
     def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool) -> None: ...
     def trial_finished(self, record: TrialRecord) -> None: ...
     def study_finished(self, report: StudyReport) -> None: ...
-    def study_stopped(self, reason: str) -> None: ...
+    def study_stopped(self, reason: str, *, alone: bool = True) -> None: ...
 
 
 class NullTracker:
     """Tells nobody."""
 
     def study_started(
-        self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str, key: str = ""
+        self,
+        study: str,
+        task: str,
+        model: str,
+        config: Mapping[str, Any],
+        plan: str,
+        key: str = "",
+        *,
+        alone: bool = True,
     ) -> None:
         return None
 
@@ -44,5 +61,5 @@ class NullTracker:
     def study_finished(self, report: StudyReport) -> None:
         return None
 
-    def study_stopped(self, reason: str) -> None:
+    def study_stopped(self, reason: str, *, alone: bool = True) -> None:
         return None

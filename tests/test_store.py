@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from colever.errors import StoreError
-from colever.optimizers.store import EvaluationStore, RoundStore, read_sealed, study_lock, write_sealed
+from colever.optimizers.store import EvaluationStore, RoundStore, read_sealed, write_sealed
 from colever.types import Candidate, Cost, Evaluation, PredictorPrompt, RoundRecord, Weights
 
 EVALUATION = Evaluation(
@@ -134,12 +134,20 @@ def test_one_at_a_time_computes_a_round(tmp_path: Path) -> None:
     assert [o[0] for o in order] in (list("aabb"), list("bbaa"))
 
 
-def test_a_study_that_runs_elsewhere_is_said(tmp_path: Path) -> None:
-    second = study_lock(tmp_path, "s")
-    with study_lock(tmp_path, "s"), pytest.raises(StoreError, match="'s' is being run by another process"):
-        second.__enter__()
-    with study_lock(tmp_path, "s"):
-        pass
+def test_who_waits_for_a_round_is_told(tmp_path: Path) -> None:
+    store, told, inside = RoundStore(tmp_path), threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with store.lock("k1", told.set):
+            inside.set()
+
+    with store.lock("k1"):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert told.wait(5)
+        assert not inside.is_set()
+    thread.join()
+    assert inside.is_set()
 
 
 def test_evaluations_are_kept_and_checked(tmp_path: Path) -> None:

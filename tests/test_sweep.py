@@ -15,7 +15,6 @@ from colever.config import load_config
 from colever.errors import ColeverError, StoreError, UsageError
 from colever.optimizers.attribution import report_of
 from colever.optimizers.prompt_lever import PromptLever
-from colever.optimizers.store import study_lock
 from colever.optimizers.study import StudyFolder, find_study, same_task
 from colever.optimizers.sweep import sweep
 from colever.optimizers.tracker import NullTracker
@@ -32,7 +31,15 @@ class Told(NullTracker):
         self.events: list[Any] = []
 
     def study_started(
-        self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str, key: str = ""
+        self,
+        study: str,
+        task: str,
+        model: str,
+        config: Mapping[str, Any],
+        plan: str,
+        key: str = "",
+        *,
+        alone: bool = True,
     ) -> None:
         self.events.append(("study", study, plan))
 
@@ -42,7 +49,7 @@ class Told(NullTracker):
     def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool) -> None:
         self.events.append(("round", trial, index, record.lever, reused))
 
-    def study_stopped(self, reason: str) -> None:
+    def study_stopped(self, reason: str, *, alone: bool = True) -> None:
         self.events.append(("stopped", reason))
 
 
@@ -254,11 +261,6 @@ def test_another_configuration_needs_another_name(tmp_path: Path) -> None:
         run(tmp_path, **{"prompt.demos": 3})
     with pytest.raises(UsageError, match="its task changed"):
         run(tmp_path, task=toy_task(max_tokens=9))
-
-
-def test_a_study_that_runs_elsewhere_is_left_alone(tmp_path: Path) -> None:
-    with study_lock(tmp_path / "studies" / "toy-toy-s0", "x"), pytest.raises(StoreError, match="another process"):
-        run(tmp_path)
 
 
 def test_a_corrupt_round_is_named_and_mended_by_deleting_it(tmp_path: Path) -> None:

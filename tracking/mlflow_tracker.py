@@ -58,9 +58,17 @@ class MlflowTracker:
     # --- the protocol ----------------------------------------------------------------------------
 
     def study_started(
-        self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str, key: str = ""
+        self,
+        study: str,
+        task: str,
+        model: str,
+        config: Mapping[str, Any],
+        plan: str,
+        key: str = "",
+        *,
+        alone: bool = True,
     ) -> None:
-        """Open (or take up again) the study's run, and close whatever a killed process left RUNNING in it.
+        """Open (or take up again) the study's run; if ``alone`` close whatever a killed process left RUNNING in it.
 
         Runs of an earlier study of this name and another key keep their data under another study name.
         """
@@ -71,7 +79,8 @@ class MlflowTracker:
             self._set_aside(key)
             run = self._find(kind="study") or self._create(study, {"kind": "study", "key": key})
             self._study_run = run.info.run_id
-            self._close_running(except_for=self._study_run)
+            if alone:
+                self._close_running(except_for=self._study_run)
             self._client.update_run(self._study_run, status="RUNNING")
             self._log_params(run, numbers.params_of({k: v for k, v in config.items() if not isinstance(v, Mapping)}))
             self._client.log_dict(self._study_run, json.loads(json.dumps(dict(config), default=str)), "config.json")
@@ -153,14 +162,20 @@ class MlflowTracker:
             self._close_running(except_for=self._study_run)
             self._client.set_terminated(self._study_run, "FINISHED")
 
-    def study_stopped(self, reason: str) -> None:
-        """Close every RUNNING run. Never raises a StoreError: it is called while another error is on its way."""
+    def study_stopped(self, reason: str, *, alone: bool = True) -> None:
+        """Close every RUNNING run, or this process's own. Never raises a StoreError: another error is on its way."""
         if not self._study_run:
             return
         try:
             with self._guarded():
-                self._log(self._study_run, tags={"stopped": reason[:500] or "yes"})
-                self._close_running()
+                if alone:
+                    self._log(self._study_run, tags={"stopped": reason[:500] or "yes"})
+                    self._close_running()
+                    return
+                own = {run.info.run_id for run in self._trial_runs.values()}
+                for run in list(self._search(status="RUNNING")):
+                    if own & {run.info.run_id, run.data.tags.get(PARENT, "")}:
+                        self._client.set_terminated(run.info.run_id, "KILLED")
         except StoreError as error:
             _log.warning("runs of study %s stay open until it is run again: %s", self._study, error)
 

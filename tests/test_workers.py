@@ -1,0 +1,146 @@
+"""Several workers on one study: the same arms as one alone, no round twice, a lost one's trial taken up."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from test_sweep import Told, run, timeless
+
+from colever.errors import LeverError, StoreError
+from colever.optimizers import workers as module
+from colever.optimizers.workers import FLYING, Workers
+from colever.tracking.report_json import to_json
+from colever.types import Cost, StudyReport
+
+
+def side_by_side(*calls: Callable[[], StudyReport]) -> list[StudyReport]:
+    """Their reports, or the first error, of calls that run at once."""
+    found: list[Any] = [None] * len(calls)
+
+    def work(place: int) -> None:
+        try:
+            found[place] = calls[place]()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            found[place] = error
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    for outcome in found:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return found
+
+
+def started(home: Path) -> list[str]:
+    """The finished rounds by key."""
+    return sorted(p.parent.name for p in (home / "rounds").glob("*/record.json"))
+
+
+def test_two_workers_end_with_the_table_of_one(tmp_path: Path) -> None:
+    updates: list[str] = []
+    alone = run(tmp_path / "alone", on_update=lambda: updates.append("alone"))
+    told = [Told(), Told()]
+    reports = side_by_side(
+        *(lambda t=t: run(tmp_path / "both", tracker=t, on_update=lambda: updates.append("both")) for t in told)
+    )
+    for report in reports:
+        assert timeless(to_json(report)) == timeless(to_json(alone))
+    assert updates.count("both") == updates.count("alone")  # no round was run twice
+    assert started(tmp_path / "both") == started(tmp_path / "alone")
+
+
+def test_workers_share_the_trials_out(tmp_path: Path) -> None:
+    told, second = [Told(), Told()], threading.Event()
+    both_pull = threading.Barrier(2, timeout=60)
+
+    def meet() -> None:  # in its first update each worker waits for the other to be in one
+        if not second.is_set():
+            both_pull.wait()
+            second.set()
+
+    side_by_side(
+        *(lambda t=t: run(tmp_path, trials=2, tracker=t, on_update=meet, schedules=["w", "p,w"]) for t in told)
+    )
+    ran = [{e[1] for e in t.events if e[0] == "trial"} for t in told]
+    assert ran[0] | ran[1] == {0, 1}
+
+
+def test_a_failure_in_one_worker_leaves_the_others_their_trials(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise LeverError("no luck")
+
+    reports = side_by_side(lambda: run(tmp_path, on_update=fail), lambda: run(tmp_path, on_update=fail))
+    for report in reports:
+        assert [arm.schedule for arm in report.arms] == ["p"]
+        assert report.table["weights"].score is None
+
+
+def test_a_cap_ends_the_search_of_both(tmp_path: Path) -> None:
+    reports = side_by_side(*(lambda: run(tmp_path, **{"budget.rollouts": 310}) for _ in range(2)))
+    assert all(report.cost.rollouts <= 310 for report in reports)
+    assert timeless(to_json(reports[0]))["arms"] == timeless(to_json(reports[1]))["arms"]
+    more = run(tmp_path)
+    assert [arm.schedule for arm in more.arms] == ["p", "w", "p,w", "w,p"]
+
+
+def test_the_trial_of_a_worker_that_died_is_taken_up(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, on_update=lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    (study,) = optuna.get_all_study_summaries(f"sqlite:///{tmp_path / 'optuna.db'}")
+    assert study.n_trials == 4  # one ended, one was interrupted, two are lined up
+    report = run(tmp_path)
+    assert [arm.trial for arm in report.arms] == [0, 1, 2, 3]
+
+
+def test_locks_say_who_is_there(tmp_path: Path) -> None:
+    one, other = Workers(tmp_path), Workers(tmp_path)
+    assert one.others() == 0
+    with one.joined():
+        assert one.others() == 0
+        with other.joined():
+            assert (one.others(), other.others()) == (1, 1)
+            with other.writing():
+                assert other.take(3)
+                assert other.take(3)
+            assert not one.take(3)
+            assert one.elsewhere(3)
+            assert not other.elsewhere(3)
+        assert one.others() == 0
+        assert one.take(3)  # let go of when the other one left
+
+
+def test_workers_know_what_the_others_spent(tmp_path: Path) -> None:
+    one, other = Workers(tmp_path), Workers(tmp_path)
+    with one.joined(), other.joined():
+        assert one.published() == {}
+        other.publish({"k1": Cost(rollouts=3), FLYING: Cost(rollouts=1)})
+        assert sum(one.published().values(), Cost()) == Cost(rollouts=4)
+        assert other.published() == {}
+        path = next(one.folder.glob("*.json"))
+        path.write_text(path.read_text().replace(str(os.getpid()), str(2**22 + 1)))  # its process is gone
+        assert one.published() == {}
+
+
+def test_there_is_an_end_to_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST", 1)
+    with (
+        Workers(tmp_path).joined(),
+        pytest.raises(StoreError, match="1 workers run this study already"),
+        Workers(tmp_path).joined(),
+    ):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"file.*cannot be made"):
+        Workers(tmp_path / "file" / "study")
