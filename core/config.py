@@ -142,6 +142,16 @@ class SweepConfig(Settings):
     search: dict[str, tuple[float, float]] | None = _setting(
         None, "setting: [low, high]; unset: learning rate, updates and demos around their values"
     )
+    objective: Literal["score", "cost"] = _setting(
+        "score", "of a trial: the dev score at its end, or the cost until dev reaches the task's target"
+    )
+    axis: Literal["flops", "rollouts", "tokens", "seconds", "dollars"] = _setting(
+        "flops", "what objective=cost counts, and the report's cheapest ways and front"
+    )
+    dollars_per_hour: float = _setting(0.0, "price of the machine, for the ledger, caps in dollars and reports", ge=0)
+    elsewhere: tuple[str, ...] | None = _setting(
+        None, "tasks whose dev is scored under the trained weights; unset: the other bundled tasks, for a bundled one"
+    )
     sampler: Literal["gp", "tpe", "random"] = _setting("gp", "Optuna's sampler of searched trials")
     prune: bool = _setting(False, "stop searched trials that lag; never the first schedules")
     budget: dict[str, float] = Field(default_factory=dict, description="caps on the whole study")
@@ -160,6 +170,14 @@ class SweepConfig(Settings):
     def _caps(cls, value: dict[str, float]) -> dict[str, float]:
         check_caps(value)
         return value
+
+    @model_validator(mode="after")
+    def _cost_can_be_counted(self) -> SweepConfig:
+        if self.objective == "cost" and self.prune:
+            raise ValueError("prune: trials are compared by their scores along the way; accepted with objective score")
+        if self.objective == "cost" and self.axis == "dollars" and not self.dollars_per_hour:
+            raise ValueError("axis=dollars with objective=cost needs a price: set dollars_per_hour above 0")
+        return self
 
     @model_validator(mode="after")
     def _quantized_needs_peft(self) -> SweepConfig:
@@ -197,7 +215,7 @@ def several(configs: Sequence[SweepConfig], seeds: int) -> list[SweepConfig]:
 
 
 # What another run of the same study may change: how far it goes, not what it is.
-RESUMABLE = frozenset({"trials", "budget", "study"})
+RESUMABLE = frozenset({"trials", "budget", "study", "dollars_per_hour", "elsewhere"})
 
 
 def check_caps(caps: Mapping[str, float]) -> None:

@@ -11,7 +11,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from colever.fronts import Elsewhere, Level, Stop
 
 LeverName = Literal["prompt", "weights"]
 SplitName = Literal["train", "dev", "test"]
@@ -156,6 +159,15 @@ class Cost:
 
     def __sub__(self, other: Cost) -> Cost:
         return Cost(*(a - b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion tokens of the sampler, and trained tokens."""
+        return self.prompt_tokens + self.completion_tokens + self.trained_tokens
+
+    def priced(self, dollars_per_hour: float) -> Cost:
+        """With the machine's time in ``dollars``."""
+        return dataclasses.replace(self, dollars=self.dollars + self.seconds * dollars_per_hour / 3600)
 
 
 # --- what was measured ---------------------------------------------------------------------------
@@ -384,6 +396,11 @@ class StudyReport:
     notes: Sequence[str] = ()
     failures: Sequence[str] = ()  # trials that failed in this call; the same command tries them once more
     flips: Flips | None = None  # base to winner on test
+    objective: str = "score"  # what chose the winner: score, or cost to the target
+    axis: str = "flops"  # what cost means in front and levels
+    front: Sequence[Stop] = ()  # by rising cost, the best on dev that can be had for it
+    levels: Sequence[Level] = ()  # the cheapest way of each arm to each level
+    elsewhere: Sequence[Elsewhere] = ()  # other tasks under the trained weights
 
 
 def read_json(path: Path) -> Any:

@@ -50,6 +50,11 @@ def fixed(schedule: Sequence[LeverName]) -> Order:
     return lambda rounds: schedule[len(rounds)] if len(rounds) < len(schedule) else None
 
 
+def until(target: float, order: Order) -> Order:
+    """The same order, ended once dev has reached the target."""
+    return lambda rounds: None if rounds and rounds[-1].dev.score >= target else order(rounds)
+
+
 def gain_bound(pull: RoundRecord) -> float:
     """The upper end of the one-sided 95 % interval of a pull's gain on dev, over the examples scored both times."""
     pairs = zip(pull.before.scores, pull.after.scores, strict=True)

@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from colever.errors import UsageError
+from colever.fronts import Elsewhere, Stop
+from colever.optimizers.elsewhere import elsewhere, trained
 from colever.optimizers.flips import flips_between
+from colever.optimizers.fronts import Place, cost_to, front, levels, places
 from colever.optimizers.power import would_resolve
 from colever.optimizers.statistics import Values, lever_effects, mean_estimate, paired_effect
-from colever.optimizers.study import StudyFolder, StudyState
+from colever.optimizers.study import StudyFolder, StudyState, priced
 from colever.types import (
     ArmRow,
     Candidate,
@@ -60,9 +63,16 @@ def choose_arms(base: Candidate, base_dev: Evaluation, trials: Sequence[TrialRec
     return chosen
 
 
-def choose_winner(trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The completed trial with the highest dev score; a tie goes to the earlier one."""
+def choose_winner(state: StudyState, trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The completed trial with the highest dev score; a tie goes to the earlier one.
+
+    Where cost is the objective: the one that got to the target at the least cost, if any did.
+    """
     ended = [t for t in trials if t.state == "complete" and t.dev is not None]
+    if state.objective == "cost":
+        there = [(cost, t) for t in ended if (cost := cost_to(state.target, t, state.axis)) is not None]
+        if there:
+            return min(there, key=lambda item: (item[0], item[1].number))[1]
     return max(ended, key=lambda t: (t.dev.score if t.dev else 0.0, -t.number), default=None)
 
 
@@ -76,34 +86,46 @@ def parts_of(winner: Candidate, base: Candidate) -> dict[str, Candidate]:
 
 
 def planned(state: StudyState, base_dev: Evaluation, trials: Sequence[TrialRecord]) -> list[tuple[Candidate, str]]:
-    """What is evaluated once when a study ends: cells, parts and first arms on test, cells on watched splits."""
+    """What is evaluated once when a study ends: cells, parts, first arms and front on test, cells on watched splits."""
     cells = [choice.candidate for choice in choose_arms(state.base, base_dev, trials).values()]
-    winner = choose_winner(trials)
+    winner = choose_winner(state, trials)
     parts = list(parts_of(winner.candidate, state.base).values()) if winner else []
     arms = [t.candidate for t in _first_arms(state, trials).values()]
-    plan = [(candidate, "test") for candidate in [*cells, *parts, *arms]]
+    best = [place.candidate for place in front(_places(state, base_dev, trials), state.axis)]
+    plan = [(candidate, "test") for candidate in [*cells, *parts, *arms, *best]]
     plan += [(candidate, split) for split in state.watched for candidate in cells]
     return list({(candidate.digest, split): (candidate, split) for candidate, split in plan}.values())
 
 
 def build_report(
-    state: StudyState, trials: Sequence[TrialRecord], evaluations: Evaluations, expected: Cost | None = None
+    state: StudyState,
+    trials: Sequence[TrialRecord],
+    evaluations: Evaluations,
+    expected: Cost | None = None,
+    there: tuple[Sequence[Elsewhere], Cost] = ((), Cost()),
 ) -> StudyReport:
     """The report; on a study that is not finished, dev only. ``expected`` is what a dry run said of the search.
 
+    ``there`` is what the weights did to other tasks, and what reading them cost.
+
     Raises ValueError if base was not evaluated on dev.
     """
-    base_dev = evaluations(state.base, "dev")
+    base_dev, trials = evaluations(state.base, "dev"), [priced(t, state.dollars_per_hour) for t in trials]
     if base_dev is None:
         raise ValueError(f"study {state.study!r}: base was not evaluated on dev yet")
     measured = _Measured(state, evaluations)
     chosen = choose_arms(state.base, base_dev, trials)
-    winner = choose_winner(trials)
+    winner = choose_winner(state, trials)
     path = winner.rounds if winner else ()
     parts = parts_of(winner.candidate, state.base) if winner else {}
     final = winner.dev if winner and winner.dev else base_dev
     effects = measured.effects(chosen, _first_arms(state, trials), winner)
     gain = effects.get("gain")
+    found = _places(state, base_dev, trials)
+
+    def at_price(cost: Cost) -> Cost:
+        return cost.priced(state.dollars_per_hour)
+
     return StudyReport(
         study=state.study,
         task=state.task,
@@ -123,9 +145,14 @@ def build_report(
         arms=[measured.arm(trial, base_dev) for trial in trials if trial.dev is not None],
         path=path,
         winner=winner.schedule if winner else "",
-        cost=sum(({r.key: r.cost for t in trials for r in t.rounds}).values(), base_dev.cost + state.lost),
-        expected=expected,
-        reading_cost=measured.reading_cost(planned(state, base_dev, trials)),
+        cost=sum(({r.key: r.cost for t in trials for r in t.rounds}).values(), at_price(base_dev.cost + state.lost)),
+        expected=at_price(expected) if expected else None,
+        reading_cost=at_price(measured.reading_cost(planned(state, base_dev, trials)) + there[1]),
+        objective=state.objective,
+        axis=state.axis,
+        front=[measured.stop(place) for place in front(found, state.axis)],
+        levels=levels(found, state.axis, sorted({*LEVELS, state.target})),
+        elsewhere=there[0],
         dev_gain=_headline(final, state.has_gold) - _headline(base_dev, state.has_gold),
         test_gain=gain.value if gain else None,
         watched={
@@ -145,7 +172,22 @@ def report_of(folder: StudyFolder) -> StudyReport:
     evaluations = folder.evaluations(state) if state else None
     if state is None or evaluations is None or evaluations(state.base, "dev") is None:
         raise UsageError(f"study {folder.name!r} has nothing to report yet; run its sweep")
-    return build_report(state, folder.trials(state), evaluations, folder.estimate())
+    return stored_report(folder, state, folder.trials(state))
+
+
+def stored_report(folder: StudyFolder, state: StudyState, trials: Sequence[TrialRecord]) -> StudyReport:
+    """The report of these records, with what else lies in the study's home."""
+    evaluations = folder.evaluations(state)
+    base_dev = evaluations(state.base, "dev")
+    there: tuple[Sequence[Elsewhere], Cost] = ((), Cost())
+    if base_dev is not None and state.finished:
+        there = elsewhere(folder, state, trained(arms_of(state, base_dev, trials)))
+    return build_report(state, trials, evaluations, folder.estimate(), there)
+
+
+def arms_of(state: StudyState, base_dev: Evaluation, trials: Sequence[TrialRecord]) -> dict[str, Candidate]:
+    """The candidates of the report's table, by arm."""
+    return {name: choice.candidate for name, choice in choose_arms(state.base, base_dev, trials).items()}
 
 
 def thresholds(base: Evaluation, path: Sequence[RoundRecord], *, gold: bool) -> list[Threshold]:
@@ -211,6 +253,11 @@ class _Measured:
             dev_gold=dev.gold if dev else None,
             curve=[(cost, value) for _, _, cost, value in path_points(base_dev, trial.rounds, gold=gold)],
         )
+
+    def stop(self, place: Place) -> Stop:
+        """With its value on test, where that was read."""
+        test = self.on(place.candidate, "test")
+        return replace(place.stop, test=_headline(test, self.state.has_gold) if test else None)
 
     def reading_cost(self, plan: Sequence[tuple[Candidate, str]]) -> Cost:
         """Of the evaluations that are made once, when the study ends."""
@@ -283,6 +330,10 @@ def _first_arms(state: StudyState, trials: Sequence[TrialRecord]) -> dict[str, T
         if trial.state == "complete" and trial.schedule in state.schedules:
             first.setdefault(trial.schedule, trial)
     return first
+
+
+def _places(state: StudyState, base_dev: Evaluation, trials: Sequence[TrialRecord]) -> list[Place]:
+    return places(state.base, base_dev, trials, gold=state.has_gold)
 
 
 def _headline(evaluation: Evaluation, gold: bool) -> float:

@@ -29,7 +29,9 @@ class Shared(Protocol):
 class Budget:
     """Caps on any field of Cost; none given, none kept. A slice charges its parent too.
 
-    With ``shared`` the caps hold for all processes together, each of which may have one batch in flight.
+    With ``shared`` the caps hold for all processes together, each of which may have one batch in flight. The machine's
+    time counts towards caps in dollars at ``dollars_per_hour``; ``spent.dollars`` is without it, so that what is stored
+    does not depend on a price.
     Raises UsageError for an unknown key or a cap that is not above 0.
     """
 
@@ -39,12 +41,14 @@ class Budget:
         *,
         parent: Budget | None = None,
         shared: Shared | None = None,
+        dollars_per_hour: float = 0.0,
     ) -> None:
         check_caps(caps or {})
         self.caps = dict(caps or {})
         self.spent = Cost()
         self._parent = parent
         self._shared = shared if self.caps else None
+        self._rate = dollars_per_hour
 
     def reserve(self, **amounts: float) -> None:
         """Ask for the next batch: raises BudgetExhausted if it would pass a cap, or a cap is already reached.
@@ -53,7 +57,8 @@ class Budget:
         by which a cap is passed.
         """
         check_caps(dict.fromkeys(amounts, 1))
-        spent = dataclasses.asdict(self.spent + self._shared.elsewhere() if self._shared else self.spent)
+        all_spent = self.spent + self._shared.elsewhere() if self._shared else self.spent
+        spent = dataclasses.asdict(all_spent.priced(self._rate))
         for key, cap in self.caps.items():
             wanted = amounts.get(key, 0)
             if spent[key] >= cap or spent[key] + wanted > cap:
@@ -72,4 +77,4 @@ class Budget:
 
     def slice(self, caps: Mapping[str, float] | None = None) -> Budget:
         """A ledger of its own, with further caps, that also counts against this one."""
-        return Budget(caps, parent=self)
+        return Budget(caps, parent=self, dollars_per_hour=self._rate)

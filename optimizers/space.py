@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from colever.config import ADAPTIVE, PromptSettings, Settings, SweepConfig, WeightSettings, parse_schedule
 from colever.errors import UsageError
-from colever.optimizers.adaptive import Order, adaptive, fixed
+from colever.optimizers.adaptive import Order, adaptive, fixed, until
 
 if TYPE_CHECKING:
     import optuna
@@ -83,9 +83,10 @@ def with_settings(
     return PromptSettings(**groups["prompt"]), WeightSettings(**groups["weights"])
 
 
-def order_of(config: SweepConfig, schedule: str) -> Order:
-    """Which lever comes next along this schedule."""
-    return adaptive(config.adaptive_rounds) if schedule == ADAPTIVE else fixed(parse_schedule(schedule))
+def order_of(config: SweepConfig, schedule: str, target: float) -> Order:
+    """Which lever comes next along this schedule; where cost is what counts, none once dev has reached the target."""
+    order = adaptive(config.adaptive_rounds) if schedule == ADAPTIVE else fixed(parse_schedule(schedule))
+    return until(target, order) if config.objective == "cost" else order
 
 
 def _range(config: SweepConfig, name: str, low: float, high: float) -> Range:

@@ -11,7 +11,7 @@ studies/<name>/report.html   what ``colever report --html`` writes
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,14 @@ class TrialEntry:
 
 
 @dataclass(frozen=True)
+class Other:
+    """Another task that was scored under this study's weights: its digest, and its own prompts."""
+
+    digest: str
+    base: Candidate
+
+
+@dataclass(frozen=True)
 class StudyState:
     """What a report needs besides the stored rounds and evaluations."""
 
@@ -52,9 +60,14 @@ class StudyState:
     started: float = 0.0
     lost: Cost = field(default_factory=Cost)  # spent by trials that failed
     notes: tuple[str, ...] = field(default_factory=tuple)
+    objective: str = "score"
+    axis: str = "flops"
+    dollars_per_hour: float = 0.0
+    elsewhere: Mapping[str, Other] = field(default_factory=dict)  # other tasks that were scored, by name
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"base": self.base.to_json()}
+        others = {name: {"digest": o.digest, "base": o.base.to_json()} for name, o in self.elsewhere.items()}
+        return asdict(self) | {"base": self.base.to_json(), "elsewhere": others}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> StudyState:
@@ -63,6 +76,9 @@ class StudyState:
         fields["grounds"] = Grounds(**data["grounds"])
         fields["lost"] = Cost(**data["lost"])
         fields["trials"] = tuple(TrialEntry(**{**t, "rounds": tuple(t["rounds"])}) for t in data["trials"])
+        fields["elsewhere"] = {
+            name: Other(o["digest"], Candidate.from_json(o["base"])) for name, o in data.get("elsewhere", {}).items()
+        }
         for name in ("watched", "schedules", "notes"):
             fields[name] = tuple(data[name])
         return cls(**fields)
@@ -144,10 +160,12 @@ class StudyFolder:
             read[key] = record
         return [trial_record(t, [read[key] for key in t.rounds], state.base) for t in state.trials]
 
-    def evaluations(self, state: StudyState) -> Callable[[Candidate, str], Evaluation | None]:
-        """Looks up stored evaluations of the study's task and engine."""
-        store = EvaluationStore(self.home)
-        return lambda candidate, split: store.get(state.grounds.evaluation_key(candidate, split, state.seed))
+    def evaluations(
+        self, state: StudyState, grounds: Grounds | None = None
+    ) -> Callable[[Candidate, str], Evaluation | None]:
+        """Looks up stored evaluations of the study's task and engine, or of other grounds at the study's seed."""
+        store, on = EvaluationStore(self.home), grounds or state.grounds
+        return lambda candidate, split: store.get(on.evaluation_key(candidate, split, state.seed))
 
 
 def trial_record(entry: TrialEntry, rounds: Sequence[RoundRecord], base: Candidate) -> TrialRecord:
@@ -163,6 +181,12 @@ def trial_record(entry: TrialEntry, rounds: Sequence[RoundRecord], base: Candida
         candidate=last.kept if last else base,
         cost=sum((r.cost for r in rounds), Cost()),
     )
+
+
+def priced(trial: TrialRecord, dollars_per_hour: float) -> TrialRecord:
+    """The same with the machine's time in the dollars of every cost."""
+    rounds = tuple(replace(r, cost=r.cost.priced(dollars_per_hour)) for r in trial.rounds)
+    return replace(trial, rounds=rounds, cost=trial.cost.priced(dollars_per_hour))
 
 
 def find_study(home: Path, name: str) -> StudyFolder:

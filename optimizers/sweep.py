@@ -23,13 +23,15 @@ from colever.config import ADAPTIVE, PromptSettings, SweepConfig, WeightSettings
 from colever.errors import BudgetExhausted, LeverError, StoreError, UsageError
 from colever.optimizers import space
 from colever.optimizers.alternate import alternate
-from colever.optimizers.attribution import build_report, planned
+from colever.optimizers.attribution import arms_of, planned, stored_report
 from colever.optimizers.budget import Budget
+from colever.optimizers.elsewhere import other_tasks, others_of, read_elsewhere, trained
 from colever.optimizers.evaluate import Evaluator
+from colever.optimizers.fronts import AXES
 from colever.optimizers.lever import Lever, NullProgress, Progress, Staged
 from colever.optimizers.manifest import manifest
 from colever.optimizers.store import EvaluationStore, RoundStore
-from colever.optimizers.study import StudyFolder, StudyState, TrialEntry, trial_record
+from colever.optimizers.study import StudyFolder, StudyState, TrialEntry, priced, trial_record
 from colever.optimizers.tracker import NullTracker, Tracker
 from colever.optimizers.trials import Trials, entry_of, study_key
 from colever.optimizers.workers import FLYING, Workers
@@ -121,7 +123,9 @@ class _Run:
         """Check that this is the same study, say that it starts, evaluate base, and line up the first schedules."""
         config, task = self.config, self.task
         space.ranges(config)
-        self.rounds, self.budget = RoundStore(self.folder.home), Budget(config.budget, shared=self)
+        self.others = other_tasks(config)
+        self.rounds = RoundStore(self.folder.home)
+        self.budget = Budget(config.budget, shared=self, dollars_per_hour=config.dollars_per_hour)
         self.rounds.clear()
         self.evaluator = Evaluator.of(task, self.engine, EvaluationStore(self.folder.home), config.seed)
         self.base = task.base_candidate()
@@ -179,8 +183,11 @@ class _Run:
             for done, (candidate, split) in enumerate(plan, 1):
                 size = len(self.task.examples(split))
                 self.evaluator(candidate, split, on_done=self._told(f"{split} ({done} of {len(plan)})", size))
-            self.state = replace(self.state, finished=True)
-            report = build_report(self.state, trials, self.folder.evaluations(self.state), self.folder.estimate())
+            weights = trained(arms_of(self.state, self.base_dev, trials))
+            for note in read_elsewhere(self.others, self.evaluator, weights, self.progress):
+                self._note(note)
+            self.state = replace(self.state, finished=True, elsewhere=others_of(self.others) if weights else {})
+            report = stored_report(self.folder, self.state, trials)
             with self.workers.writing():
                 self.folder.write(self.state)
                 self.tracker.study_finished(report)
@@ -221,7 +228,7 @@ class _Run:
             self.mark = self.budget.spent
             self.tell()
             with self.workers.writing():
-                self.tracker.round_finished(trial.number, index, record, seen)
+                self.tracker.round_finished(trial.number, index, self._at_price(record), seen)
                 if index not in reported:
                     trial.report(record.dev.score, step=index)
             told = index >= max(reported, default=0)  # Optuna judges the last round that was told, before a kill too
@@ -234,22 +241,24 @@ class _Run:
             self.tracker.trial_started(trial.number, schedule, settings)
         where = f"trial {place} of {config.trials} ({schedule})"
         rounds = alternate(
-            self.base, space.order_of(config, schedule), levers, self.evaluator, self.rounds,
+            self.base, space.order_of(config, schedule, self.task.target), levers, self.evaluator, self.rounds,
             budget=self.budget, round_caps=config.round_budget, on_round=on_round,
             progress=Staged(self.progress, where),
         )  # fmt: skip
         entry = TrialEntry(trial.number, schedule, settings, "pruned" if pruned else "complete", tuple(self.keys))
         record = trial_record(entry, rounds, self.base)
-        value = record.dev.score if record.dev else self.base_dev.score
+        score = record.dev.score if record.dev else self.base_dev.score
+        value = AXES[config.axis](record.cost.priced(config.dollars_per_hour)) if config.objective == "cost" else score
         with self.workers.writing():
             trial.set_user_attr("rounds", self.keys)
             trial.set_user_attr("schedule", schedule)
             trial.set_user_attr("settings", settings)
+            trial.set_user_attr("short", self.task.target - score)
             state = TrialState.PRUNED if pruned else TrialState.COMPLETE
             self.trials.study.tell(trial, None if pruned else value, state=state)
             self.known.add(trial.number)
             self._write()
-            self.tracker.trial_finished(record)
+            self.tracker.trial_finished(priced(record, config.dollars_per_hour))
 
     def _fail(self, trial: optuna.Trial, reason: str) -> None:
         """Book a trial whose pull failed, with what it spent: the other trials run, and the ledger stays true.
@@ -305,15 +314,15 @@ class _Run:
         for index, made in enumerate(record.rounds):
             seen = made.key in self.charged
             self._charge(made.key, made.cost)
-            self.tracker.round_finished(record.number, index, made, seen)
-        self.tracker.trial_finished(record)
+            self.tracker.round_finished(record.number, index, self._at_price(made), seen)
+        self.tracker.trial_finished(priced(record, self.config.dollars_per_hour))
 
     def _restore(self, entry: TrialEntry) -> None:
         """Compute again the rounds of an ended trial that are no longer stored (a corrupt one was deleted, say)."""
         if all(self.rounds.get(key) is not None for key in entry.rounds):
             return
         levers = self.levers(*space.with_settings(self.config, entry.schedule, dict(entry.settings)))
-        order, most = space.order_of(self.config, entry.schedule), len(entry.rounds)
+        order, most = space.order_of(self.config, entry.schedule, self.task.target), len(entry.rounds)
         made = alternate(
             self.base, lambda done: order(done) if len(done) < most else None, levers, self.evaluator, self.rounds,
             budget=Budget(), round_caps=self.config.round_budget, progress=self.progress,
@@ -340,7 +349,8 @@ class _Run:
             study=self.folder.name, task=config.task, model=config.model, target=task.target,
             has_gold=task.gold is not None, seed=config.seed, grounds=grounds, base=self.base,
             watched=tuple(task.watched), schedules=config.schedules, trials=old.trials if old else (),
-            started=old.started if old else time.time(),
+            started=old.started if old else time.time(), objective=config.objective, axis=config.axis,
+            dollars_per_hour=config.dollars_per_hour,
         )  # fmt: skip
 
     def _write(self) -> None:
@@ -357,6 +367,9 @@ class _Run:
 
     def _record(self, trial: optuna.trial.FrozenTrial) -> TrialRecord:
         return self.folder.trials(replace(self.state, trials=(entry_of(trial),)))[0]
+
+    def _at_price(self, record: RoundRecord) -> RoundRecord:
+        return replace(record, cost=record.cost.priced(self.config.dollars_per_hour))
 
     def _note(self, text: str) -> None:
         self.state = replace(self.state, notes=(*self.state.notes, text))

@@ -7,10 +7,10 @@ Knows Optuna and the study's workers; knows nothing of what a trial does. Every 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from filelock import FileLock
@@ -33,7 +33,7 @@ class Trials:
 
     def __init__(self, folder: StudyFolder, config: SweepConfig, key: str, workers: Workers) -> None:
         self.config, self.workers = config, workers
-        self.study = _open_study(folder, key)
+        self.study = _open_study(folder, key, "minimize" if config.objective == "cost" else "maximize")
 
     def all(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
@@ -93,7 +93,8 @@ class Trials:
         if orphan is None and done + len(running) >= self.config.trials:
             return None
         number = orphan.number if orphan else len(trials)
-        self.study.sampler = sampler_of(self.config.sampler, derive_seed(self.config.seed, number))
+        limit = shortfall if self.config.objective == "cost" else None
+        self.study.sampler = sampler_of(self.config.sampler, derive_seed(self.config.seed, number), limit)
         trial = optuna.Trial(self.study, orphan._trial_id) if orphan else self.study.ask()
         self.workers.take(trial.number)
         return trial
@@ -118,22 +119,36 @@ def study_key(config: SweepConfig, grounds: Grounds) -> str:
     return digest_of([settings, asdict(grounds)])
 
 
-def sampler_of(kind: str, seed: int) -> optuna.samplers.BaseSampler:
-    """A sampler for one trial, seeded by the trial's number: a restart proposes the same, and no two are alike."""
-    if kind == "gp":
-        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=8, deterministic_objective=False)
-    if kind == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of group=True, tried with this version
-        return optuna.samplers.TPESampler(multivariate=True, group=True, n_startup_trials=5, seed=seed)
+def sampler_of(
+    kind: str, seed: int, limit: Callable[[FrozenTrial], tuple[float]] | None = None
+) -> optuna.samplers.BaseSampler:
+    """A sampler for one trial, seeded by the trial's number: a restart proposes the same, and no two are alike.
+
+    ``limit`` is what a trial may not have above 0.
+    """
+    with warnings.catch_warnings():  # of group=True and of limits, both tried with this version
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if kind == "gp":
+            return optuna.samplers.GPSampler(
+                seed=seed, n_startup_trials=8, deterministic_objective=False, constraints_func=limit
+            )
+        if kind == "random":
+            return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.TPESampler(
+            multivariate=True, group=True, n_startup_trials=5, seed=seed, constraints_func=limit
+        )
+
+
+def shortfall(trial: FrozenTrial) -> tuple[float]:
+    """By how much a trial missed the target on dev: where cost is the objective, above 0 is as good as failed."""
+    return (trial.user_attrs["short"],)
 
 
 def _params(trial: FrozenTrial) -> Mapping[str, Any] | None:
     return trial.params or trial.system_attrs.get("fixed_params")
 
 
-def _open_study(folder: StudyFolder, key: str) -> optuna.Study:
+def _open_study(folder: StudyFolder, key: str, direction: Literal["minimize", "maximize"]) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = folder.home / "optuna.db"
     with FileLock(folder.home / "optuna.lock"):
@@ -147,7 +162,7 @@ def _open_study(folder: StudyFolder, key: str) -> optuna.Study:
         storage = _storage(path)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)  # a first round says little of an order
     return optuna.create_study(
-        storage=storage, study_name=f"{folder.name} {key}", direction="maximize", load_if_exists=True, pruner=pruner
+        storage=storage, study_name=f"{folder.name} {key}", direction=direction, load_if_exists=True, pruner=pruner
     )
 
 

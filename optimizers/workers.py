@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -103,12 +104,15 @@ class Workers:
         """What the other living workers have spent, by what for; work in flight by worker."""
         found: dict[str, Cost] = {}
         for path in self.folder.glob("worker-*.json"):
+            if path == self._spent():
+                continue
             try:
-                made = read_json(path) if path != self._spent() else {"process": 0}
+                made: dict[str, Any] = read_json(path)
             except (OSError, ValueError):  # gone since it was listed
                 continue
-            for name, cost in made["spent"].items() if made["process"] and alive(made["process"]) else ():
-                found[f"{name} {path.stem}" if name == FLYING else name] = Cost(**cost)
+            if alive(made["process"]):
+                for name, cost in made["spent"].items():
+                    found[f"{name} {path.stem}" if name == FLYING else name] = Cost(**cost)
         return found
 
     def _spent(self) -> Path:

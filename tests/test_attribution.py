@@ -89,7 +89,7 @@ def test_arms_are_chosen_on_dev_and_prefixes_count() -> None:
         "weights": "w",
         "both": "p,w",
     }
-    winner = choose_winner(trials)
+    winner = choose_winner(Records().state(), trials)
     assert winner is not None
     assert winner.schedule == "p,w"
     only = choose_arms(BASE, evaluation(0.5), [trials[2]])
@@ -103,7 +103,7 @@ def test_a_tie_goes_to_the_earlier_trial_and_the_shorter_prefix() -> None:
     chosen = choose_arms(BASE, evaluation(0.5), trials)
     assert chosen["prompt"].schedule == "p"
     assert chosen["prompt"].candidate == trials[0].candidate
-    winner = choose_winner(trials)
+    winner = choose_winner(Records().state(), trials)
     assert winner is not None
     assert winner.number == 0
 

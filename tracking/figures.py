@@ -25,6 +25,8 @@ COST_UNITS: Mapping[str, Callable[[Cost], float]] = {
     "rollouts": lambda cost: cost.rollouts,
     "computed TFLOPs": lambda cost: cost.flops / 1e12,
     "minutes": lambda cost: cost.seconds / 60,
+    "million tokens": lambda cost: cost.tokens / 1e6,
+    "dollars": lambda cost: cost.dollars,
 }
 # The training curves that are drawn, with their axis labels (one line per predictor where the lever logs
 # ``<name>/<predictor>``); others are MLflow metrics only.
@@ -139,6 +141,11 @@ def training(report: StudyReport) -> Figure | None:
         axis.set_ylabel(CURVES[name])
         axis.legend(frameon=False, loc="best", fontsize=9)
     return figure
+
+
+def cost_units(report: StudyReport) -> list[str]:
+    """Those of COST_UNITS that the report has costs in."""
+    return [unit for unit, cost_of in COST_UNITS.items() if unit != "dollars" or cost_of(report.cost)]
 
 
 def drawn_arms(report: StudyReport) -> list[tuple[ArmRow, str, int]]:

@@ -103,6 +103,7 @@ def of_study(report: StudyReport) -> Iterator[Point]:
         yield from _points(0, {f"test/{name}_score": cell.score.value for name, cell in cells.items() if cell.score})
     yield from _points(0, {f"effect/{name}": effect.value for name, effect in effects.items()})
     yield from of_cost(report.cost)
+    yield from _points(0, {f"elsewhere/{c.task}_{c.arm}": c.change.value for c in report.elsewhere})
     bounds = {**{n: e for n, e in measured.items() if e}, **{f"effect_{n}": e for n, e in effects.items()}}
     for name, estimate in bounds.items():
         yield from _points(0, {f"interval/{name}_low": estimate.low, f"interval/{name}_high": estimate.high})

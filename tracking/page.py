@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from colever.tracking import page_figures
-from colever.tracking.figures import COST_UNITS, LEVER_COLOURS, PALETTE, arm_label, drawn_arms
+from colever.tracking.figures import LEVER_COLOURS, PALETTE, arm_label, cost_units, drawn_arms
 from colever.tracking.report import best_cell, effect_text, footnotes, measure, verdict
 from colever.tracking.tables import Table, criteria, tables
 from colever.types import Flips, StudyReport
@@ -48,7 +48,7 @@ def _content(report: StudyReport) -> dict[str, Any]:
         "waterfall": page_figures.waterfall(report),
         "square": page_figures.square(report),
         "interaction": effect_text(report.effects.get("interaction")),
-        "curves": {unit: drawn for unit in COST_UNITS if (drawn := page_figures.cost_curves(report, unit))},
+        "curves": {unit: drawn for unit in cost_units(report) if (drawn := page_figures.cost_curves(report, unit))},
         "legend": [
             (arm_label(arm), page_figures.colour_class(colour, "back")) for arm, colour, _ in drawn_arms(report)
         ],

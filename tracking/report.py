@@ -47,7 +47,15 @@ def verdict(report: StudyReport) -> str:
         "" if value is None else f" Target {level(report.target)} {'reached' if value >= report.target else 'missed'}."
     )
     how = spelled(kept_schedule(report)) if report.path else spelled(report.winner)
-    return f"{head}{size} by {how}{earned}.{reached}"
+    return f"{head}{size} by {how}{_least(report)}{earned}.{reached}"
+
+
+def _least(report: StudyReport) -> str:
+    """What the winner won by, where that is its cost."""
+    if report.objective != "cost" or not report.path or report.path[-1].dev.score < report.target:
+        return ""
+    spent = along(report.axis, sum((record.cost for record in report.path), Cost()))
+    return f", the cheapest way to {level(report.target)} on dev ({spent})"
 
 
 def main_effects(report: StudyReport) -> dict[str, Estimate]:
@@ -80,14 +88,15 @@ def footnotes(report: StudyReport) -> Iterable[str]:
     if report.expected is not None:
         texts = (", ".join(_spent(cost)) for cost in (report.expected, report.cost))
         yield "The sweep was expected to take {}; it took {}.".format(*texts)
+    if any(unlike := [c.task for c in report.elsewhere if c.change.resolved and c.change.value < 0]):
+        yield f"The trained weights do worse on {', '.join(dict.fromkeys(unlike))} than the model's own (on dev)."
     if any(not effect.resolved for effect in report.effects.values()):
         yield "Unresolved: the interval holds 0."
     yield from report.notes
 
 
 def _spent(cost: Cost) -> list[str]:
-    rollouts, flops, time = cost_texts(cost)
-    return [f"{rollouts} rollouts", f"{flops} TFLOPs", time]
+    return [along(axis, cost) for axis in ("rollouts", "flops", "seconds", *(["dollars"] if cost.dollars else []))]
 
 
 # --- small pieces --------------------------------------------------------------------------------
@@ -165,6 +174,18 @@ def number(value: float | None) -> str:
 
 def cost_texts(cost: Cost) -> tuple[str, str, str]:
     return f"{cost.rollouts:,}", f"{cost.flops / 1e12:,.1f}", duration(cost.seconds)
+
+
+def dollars(cost: Cost) -> str:
+    """Cents where there are enough of them to tell costs apart."""
+    return f"${cost.dollars:,.2f}" if cost.dollars >= 1 else f"${cost.dollars:.4f}"
+
+
+def along(axis: str, cost: Cost) -> str:
+    """A cost in the unit of the study's axis."""
+    rollouts, flops, time = cost_texts(cost)
+    texts = {"rollouts": f"{rollouts} rollouts", "flops": f"{flops} TFLOPs", "seconds": time, "dollars": dollars(cost)}
+    return texts.get(axis) or f"{cost.tokens / 1e6:,.2f} M tokens"
 
 
 def duration(seconds: float) -> str:

@@ -42,6 +42,11 @@ def to_json(report: StudyReport) -> dict[str, Any]:
             "notes": list(report.notes),
             "failures": list(report.failures),
             "flips": _flips(report.flips),
+            "objective": report.objective,
+            "axis": report.axis,
+            "front": [dataclasses.asdict(stop) for stop in report.front],
+            "levels": [dataclasses.asdict(level) for level in report.levels],
+            "elsewhere": [dataclasses.asdict(change) for change in report.elsewhere],
         }
     )
 

@@ -12,7 +12,9 @@ from typing import Literal
 from colever.tracking.report import (
     ARMS,
     EFFECTS,
+    along,
     cost_texts,
+    dollars,
     effect_text,
     interval,
     kept_schedule,
@@ -63,7 +65,13 @@ def tables(report: StudyReport) -> dict[str, Table]:
         found["path"] = _path(report)
         found["lengths"] = _lengths(report)
     found["thresholds"] = _thresholds(report)
+    if any(level.cheapest for level in report.levels):
+        found["levels"] = _levels(report)
+    if len(report.front) > 1:
+        found["front"] = _front(report)
     found["trials"] = _trials(report)
+    if report.elsewhere:
+        found["elsewhere"] = _elsewhere(report)
     for split, cells in report.watched.items():
         found[f"watched {split}"] = _arms(report, cells, f"Watched split: {split}")
     return found
@@ -166,17 +174,64 @@ def _thresholds(report: StudyReport) -> Table:
     return Table(title, ["level", "lever", "round", "rollouts", "TFLOPs", "time"], rows)
 
 
+def _levels(report: StudyReport) -> Table:
+    """The least that each arm had spent, in any trial, when dev first was at the level."""
+    names = [name for name in ARMS if name != "base"]
+    rows = []
+    for reached in report.levels:
+        stops = [reached.cheapest.get(name) for name in names]
+        cells = [f"{along(report.axis, s.cost)} ({s.schedule})" if s else "not reached" for s in stops]
+        if "base" in reached.cheapest:
+            cells = ["the base is there"] * len(names)
+        target = " (target)" if reached.at == report.target else ""
+        rows.append(Row([level(reached.at) + target, *cells], "" if reached.cheapest else "faint"))
+    columns = ["level", *(ARMS[name] for name in names)]
+    return Table(f"Least cost to a level ({measure(report)}, dev)", columns, rows, left=frozenset(columns))
+
+
+def _front(report: StudyReport) -> Table:
+    """What cannot be had better for less: by rising cost."""
+    rows = []
+    for stop in report.front:
+        trial = "" if stop.trial < 0 else str(stop.trial)
+        golds = [share(stop.dev)] if report.has_gold else []
+        tests = [share(stop.test)] if report.finished else []
+        cells = [stop.schedule or "base", trial, along(report.axis, stop.cost), share(stop.dev_score), *golds, *tests]
+        rows.append(Row(cells))
+    golds = ["dev gold"] if report.has_gold else []
+    columns = ["schedule", "trial", "cost", "dev score", *golds, *(["test"] if report.finished else [])]
+    return Table("The best on dev for its cost, any trial", columns, rows)
+
+
+def _elsewhere(report: StudyReport) -> Table:
+    """Other tasks under the trained weights: what training for this one did to them."""
+    rows = [
+        Row([c.task, ARMS[c.arm], str(c.examples), share(c.before), share(c.after), effect_text(c.change)])
+        for c in report.elsewhere
+    ]
+    columns = ["task", "weights", "examples", "own weights", "these weights", "change [95 %]"]
+    return Table(
+        "Other tasks on dev under the trained weights", columns, rows, left=frozenset(TEXT | {"task", "weights"})
+    )
+
+
 def _trials(report: StudyReport) -> Table:
     rows = []
+    priced = bool(report.cost.dollars)
+
+    def costs(cost: Cost) -> list[str]:
+        return [*cost_texts(cost), *([dollars(cost)] if priced else [])]
+
     best = max(((arm.dev if arm.dev_score is None else arm.dev_score) for arm in report.arms), default=None)
     for arm in sorted(report.arms, key=lambda arm: -arm.dev):
-        cells = [str(arm.trial), arm.schedule, share(arm.dev), share(arm.test), *cost_texts(arm.cost)]
+        cells = [str(arm.trial), arm.schedule, share(arm.dev), share(arm.test), *costs(arm.cost)]
         rows.append(Row(cells, "best" if best in (arm.dev_score, arm.dev) else ""))
-    foot = [Row(["sweep", "each round once", "", "", *cost_texts(report.cost)], "faint")]
+    foot = [Row(["sweep", "each round once", "", "", *costs(report.cost)], "faint")]
     if report.finished:
-        foot.append(Row(["report", "test, read once", "", "", *cost_texts(report.reading_cost)], "faint"))
+        foot.append(Row(["report", "test, read once", "", "", *costs(report.reading_cost)], "faint"))
     title = f"Every trial ({measure(report)}; a shared round is charged in full)"
-    return Table(title, ["trial", "schedule", "dev", "test", "rollouts", "TFLOPs", "time"], rows, foot)
+    columns = ["trial", "schedule", "dev", "test", "rollouts", "TFLOPs", "time", *(["dollars"] if priced else [])]
+    return Table(title, columns, rows, foot)
 
 
 def _estimate_columns(report: StudyReport) -> list[str]:

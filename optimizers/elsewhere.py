@@ -1,0 +1,89 @@
+"""What trained weights do to other tasks: each on its dev split, with its own prompts, before and after.
+
+Forgetting is measured on dev, so that the other tasks' test stays unread. Reads no gold but to report it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from colever.errors import ColeverError, UsageError
+from colever.fronts import Elsewhere
+from colever.optimizers.evaluate import Evaluator
+from colever.optimizers.statistics import paired_effect
+from colever.optimizers.study import Other, StudyFolder, StudyState, same_task
+from colever.tasks.load import BUNDLED, load_task
+from colever.types import Candidate, Cost, Evaluation, Weights
+
+if TYPE_CHECKING:
+    from colever.config import SweepConfig
+    from colever.optimizers.lever import Progress
+    from colever.tasks.task import Task
+
+Weighted = Mapping[str, Weights]  # arm -> the weights that it ended with
+
+
+def other_tasks(config: SweepConfig) -> list[Task]:
+    """The tasks that the setting ``elsewhere`` names, this one left out. Raises UsageError if one cannot be loaded."""
+    names = config.elsewhere
+    if names is None:
+        names = tuple(BUNDLED) if config.task in BUNDLED else ()
+    try:
+        return [load_task(name) for name in names if not same_task(name, config.task)]
+    except ColeverError as error:
+        raise UsageError(f"elsewhere: {error}") from error
+
+
+def trained(candidates: Mapping[str, Candidate]) -> dict[str, Weights]:
+    """The arms whose weights are not the model's own."""
+    return {arm: c.weights for arm, c in candidates.items() if c.weights.kind != "base"}
+
+
+def read_elsewhere(tasks: Sequence[Task], evaluator: Evaluator, weights: Weighted, progress: Progress) -> list[str]:
+    """Score each task under the model's own weights and under each of these; what could not be scored, in words.
+
+    Weights that belong to one program's predictors answer for no other program.
+    """
+    notes = []
+    for task in tasks if weights else ():
+        there = Evaluator.of(task, evaluator.engine, evaluator.store, evaluator.seed)
+        for arm, at in {"base": Weights(), **weights}.items():
+            told = _told(progress, f"{task.name} under the weights of {arm}", len(task.dev))
+            try:
+                there(replace(task.base_candidate(), weights=at), on_done=told)
+            except ColeverError as error:
+                notes.append(f"{task.name} was not scored under the weights of {arm}: {error}.")
+    return notes
+
+
+def others_of(tasks: Sequence[Task]) -> dict[str, Other]:
+    """What a report needs of these tasks to find their stored scores."""
+    return {task.name: Other(task.digest(), task.base_candidate()) for task in tasks}
+
+
+def elsewhere(folder: StudyFolder, state: StudyState, weights: Weighted) -> tuple[list[Elsewhere], Cost]:
+    """How the weights changed the other tasks' scores, and what reading them cost."""
+    found, costs = [], dict[tuple[str, str], Cost]()
+    for name, other in state.elsewhere.items():
+        stored = folder.evaluations(state, replace(state.grounds, task=other.digest))
+        before = stored(other.base, "dev")
+        for arm, at in weights.items():
+            after = stored(replace(other.base, weights=at), "dev")
+            if before is not None and after is not None and (made := _compared(name, arm, before, after)):
+                found.append(made)
+                costs |= {(name, "base"): before.cost, (name, at.digest): after.cost}
+    return found, sum(costs.values(), Cost())
+
+
+def _compared(name: str, arm: str, before: Evaluation, after: Evaluation) -> Elsewhere | None:
+    gold = before.gold is not None and after.gold is not None
+    one, other = (after.golds, before.golds) if gold else (after.scores, before.scores)
+    change = paired_effect([(1, one), (-1, other)])
+    values = (before.gold, after.gold) if gold else (before.score, after.score)
+    return Elsewhere(name, arm, values[0] or 0.0, values[1] or 0.0, change, len(one)) if change else None
+
+
+def _told(progress: Progress, text: str, total: int) -> Callable[[int], None]:
+    return lambda done: progress.update(done, total, text)

@@ -1,0 +1,164 @@
+"""What can be had for which cost: stops, the front of them, levels by arm, and cost as the objective."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_attribution import BASE, Records, evaluation, four
+from test_sweep import run, timeless
+
+from colever.errors import UsageError
+from colever.optimizers.attribution import build_report, choose_winner
+from colever.optimizers.fronts import AXES, cost_to, front, levels, places
+from colever.optimizers.study import find_study, priced
+from colever.tracking.report import footnotes, verdict
+from colever.tracking.report_json import to_json
+from colever.tracking.tables import tables
+from colever.types import Cost, TrialRecord
+
+
+def stops(trials: list[TrialRecord]):
+    return places(BASE, evaluation(0.5), trials, gold=False)
+
+
+def test_every_round_of_every_trial_is_a_stop_at_its_full_cost() -> None:
+    found = stops(four(Records()))
+    assert [(p.stop.schedule, p.stop.cost.rollouts, p.arm) for p in found] == [
+        ("", 0, "base"),
+        ("p", 100, "prompt"),
+        ("w", 100, "weights"),
+        ("p", 100, "prompt"),
+        ("p,w", 200, "both"),
+        ("w", 100, "weights"),
+        ("w,p", 200, "both"),
+    ]
+
+
+def test_the_front_rises_in_cost_and_score_and_nothing_beats_it() -> None:
+    found = stops(four(Records()))
+    best = front(found, "rollouts")
+    assert [(p.stop.schedule, p.stop.dev_score) for p in best] == [("", 0.5), ("w", 0.7), ("p,w", 0.92)]
+    for place in found:
+        assert any(
+            b.stop.cost.rollouts <= place.stop.cost.rollouts and b.stop.dev_score >= place.stop.dev_score for b in best
+        )
+
+
+def test_a_level_has_the_cheapest_stop_of_each_arm() -> None:
+    found = levels(stops(four(Records())), "rollouts", (0.4, 0.7, 0.9, 0.99))
+    assert [sorted(level.cheapest) for level in found] == [
+        ["base", "both", "prompt", "weights"],
+        ["both", "weights"],
+        ["both"],
+        [],
+    ]
+    assert found[1].cheapest["weights"].cost.rollouts == 100
+    assert found[2].cheapest["both"].schedule == "p,w"
+
+
+def test_the_cheapest_to_the_target_wins_where_cost_is_the_objective() -> None:
+    records = Records()
+    trials = [*four(records), records.trial(4, "w,w", [0.91, 0.95], test=0.95)]
+    by_cost, by_score = records.state(objective="cost", axis="rollouts"), records.state()
+    assert choose_winner(by_score, trials).schedule == "w,w"
+    assert choose_winner(by_cost, trials).schedule == "w,w"  # there after one round
+    assert cost_to(0.9, trials[4], "rollouts") == 100
+    assert cost_to(0.9, trials[2], "rollouts") == 200
+    assert cost_to(0.9, trials[3], "rollouts") is None
+    assert choose_winner(by_cost, trials[:4]).schedule == "p,w"
+    assert choose_winner(replace(by_cost, target=0.99), trials).schedule == "w,w"  # none is there: the best
+    report = build_report(by_cost, trials, records)
+    assert "the cheapest way to 90 % on dev (200 rollouts)" in verdict(report)
+
+
+def test_a_search_for_cost_ends_trials_at_the_target(tmp_path: Path) -> None:
+    settings = {"objective": "cost", "axis": "rollouts"}
+    report = run(tmp_path, trials=10, **settings)
+    assert report.objective == "cost"
+    assert report.finished
+    for arm in report.arms:
+        before = [dev for _, dev in arm.curve[:-1]]
+        assert all(dev < report.target for dev in before)  # no round after the target was reached
+    there = [arm for arm in report.arms if arm.dev_score >= report.target]
+    assert there
+    assert sum(r.cost.rollouts for r in report.path) == min(arm.cost.rollouts for arm in there)
+    assert timeless(to_json(run(tmp_path, trials=10, **settings))) == timeless(to_json(report))
+
+
+def test_front_and_levels_are_in_the_report(tmp_path: Path) -> None:
+    report = run(tmp_path, trials=7)
+    found = tables(report)
+    assert {"front", "levels"} <= set(found)
+    assert found["front"].rows[0].cells[0] == "base"
+    assert all(stop.test is not None for stop in report.front)  # the front is read on test too
+    made = to_json(report)
+    assert [level["at"] for level in made["levels"]] == [0.7, 0.8, 0.9]
+    assert len(made["front"]) == len(report.front)
+
+
+def test_the_machines_time_has_a_price_that_may_change(tmp_path: Path) -> None:
+    free = run(tmp_path)
+    dear = run(tmp_path, dollars_per_hour=3600.0)
+    assert free.cost.dollars == 0
+    assert dear.cost.dollars == pytest.approx(dear.cost.seconds)
+    assert "dollars" in tables(dear)["trials"].columns
+    assert "dollars" not in tables(free)["trials"].columns
+    stored = find_study(tmp_path, "toy")
+    assert all(r.cost.dollars == 0 for t in stored.trials(stored.state()) for r in t.rounds)  # no price is stored
+    trial = stored.trials(stored.state())[0]
+    assert priced(trial, 3600.0).cost.dollars == pytest.approx(trial.cost.seconds)
+
+
+def test_a_cap_in_dollars_counts_the_machines_time(tmp_path: Path) -> None:
+    report = run(tmp_path, dollars_per_hour=3600.0, **{"budget.dollars": 1e-6 + _base_seconds(tmp_path / "other")})
+    assert any("dollars=" in note for note in report.notes)
+    assert not report.arms
+
+
+def _base_seconds(home: Path) -> float:
+    run(home, trials=1)
+    stored = find_study(home, "toy")
+    return stored.evaluations(stored.state())(stored.state().base, "dev").cost.seconds / 100
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"objective": "cost", "prune": True}, "prune: trials are compared by their scores"),
+        ({"objective": "cost", "axis": "dollars"}, "needs a price: set dollars_per_hour"),
+        ({"axis": "watts"}, "axis"),
+    ],
+)
+def test_what_does_not_go_together_is_said(tmp_path: Path, settings: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        run(tmp_path, **settings)
+
+
+def test_axes_are_fields_of_the_ledger() -> None:
+    cost = Cost(rollouts=1, prompt_tokens=2, completion_tokens=3, trained_tokens=4, flops=5.0, seconds=6.0, dollars=7.0)
+    assert {name: of(cost) for name, of in AXES.items()} == {
+        "flops": 5.0, "rollouts": 1, "tokens": 9, "seconds": 6.0, "dollars": 7.0,
+    }  # fmt: skip
+
+
+def test_a_study_tells_what_its_weights_did_elsewhere(tmp_path: Path) -> None:
+    report = run(tmp_path, elsewhere=[f"{Path(__file__).parent / 'other_task.py'}:task"])
+    assert [(c.task, c.arm) for c in report.elsewhere] == [("other", "weights"), ("other", "both")]
+    for change in report.elsewhere:
+        assert change.change.value == pytest.approx(change.after - change.before)
+        assert change.change.low <= change.change.value <= change.change.high
+    assert "elsewhere" in tables(report)
+    assert to_json(report)["elsewhere"][0]["task"] == "other"
+    stored = find_study(tmp_path, "toy")
+    assert stored.state().elsewhere["other"].digest
+    without = run(tmp_path, elsewhere=[])
+    assert not without.elsewhere
+    assert not any("do worse" in line for line in footnotes(without))
+
+
+def test_a_task_elsewhere_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"elsewhere: task file 'gone.py' does not exist"):
+        run(tmp_path, elsewhere=["gone.py:task"])
+    assert not (tmp_path / "rounds").exists()
