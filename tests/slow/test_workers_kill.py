@@ -85,7 +85,7 @@ def test_databases_that_are_gone_when_a_study_goes_on_are_made_again(tmp_path: P
 @pytest.mark.parametrize("name", ["mlflow.db", "optuna.db"])
 def test_a_database_that_is_busy_for_a_while_is_waited_for(tmp_path: Path, name: str) -> None:
     process = start(tmp_path)
-    while not (tmp_path / name).exists():
+    while not (tmp_path / name).exists() and process.poll() is None:
         time.sleep(0.1)
     time.sleep(4)
     with sqlite3.connect(tmp_path / name, timeout=60, isolation_level=None) as other:
