@@ -139,9 +139,15 @@ class SweepConfig(Settings):
     adaptive_rounds: int = _setting(8, "at most so many rounds of the adaptive schedule", ge=2)
     adaptive_slices: int = _setting(4, "into so many parts it cuts weights.updates, one for each weight round", ge=1)
     max_rounds: int = _setting(3, "of a searched schedule", ge=1, le=6)
-    search: dict[str, tuple[float, float]] | None = _setting(
-        None, "setting: [low, high]; unset: learning rate, updates and demos around their values"
+    search: Literal["narrow", "wide"] | dict[str, tuple[float, float] | tuple[str, ...]] = _setting(
+        "narrow",
+        "narrow: learning rate, updates, demos, and split with trial_rollouts; wide: also group size, temperature, "
+        "beta, loss, and the rank of an adapter; or setting: [low, high], setting: [words]",
     )
+    trial_rollouts: int | None = _setting(
+        None, "rollouts of the levers in each trial, whatever its schedule; unset: as updates and candidates say", ge=1
+    )
+    split: float = _setting(0.25, "the prompt lever's part of trial_rollouts where both are pulled", gt=0, lt=1)
     objective: Literal["score", "cost"] = _setting(
         "score", "of a trial: the dev score at its end, or the cost until dev reaches the task's target"
     )

@@ -61,7 +61,7 @@ def show_estimates(configs: Sequence[SweepConfig], home: Path, as_json: bool) ->
             with console.progress() as drawn:
                 found = estimate(config, task, engine, both_levers, drawn)
             StudyFolder(home, config.study_name).write_estimate(found.search)
-            made[config.study_name] = found
+            made[config.study_name] = found.priced(config.dollars_per_hour)
     if as_json:
         console.show_json({name: to_json(found) for name, found in made.items()})
     else:

@@ -8,14 +8,15 @@ combinations of prompts that turn out to be repetitions, and which schedules a s
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colever.config import ADAPTIVE, SweepConfig, parse_schedule
 from colever.optimizers import space
 from colever.optimizers.budget import Budget
+from colever.optimizers.elsewhere import other_tasks
 from colever.optimizers.evaluate import evaluate
 from colever.optimizers.lever import Lever, NullProgress, Progress
 from colever.types import Cost, LeverName, Weights
@@ -47,13 +48,18 @@ class SweepEstimate:
     reading: Cost
     probe: Cost
 
+    def priced(self, dollars_per_hour: float) -> SweepEstimate:
+        """With the machine's time in dollars."""
+        rows = [replace(row, cost=row.cost.priced(dollars_per_hour)) for row in self.rows]
+        search, reading, probe = (c.priced(dollars_per_hour) for c in (self.search, self.reading, self.probe))
+        return SweepEstimate(rows, search, reading, probe)
+
 
 def estimate(
     config: SweepConfig, task: Task, engine: TransformersEngine, levers: MakeLevers, progress: Progress | None = None
 ) -> SweepEstimate:
     """Probe the task on the engine, which is left with its own weights. Raises what rollouts and updates raise."""
     progress = progress or NullProgress()
-    made = levers(config.prompt, config.weights)
     limit = min(PROBE, len(task.train))
     base = task.base_candidate()
     answered = evaluate(
@@ -64,15 +70,25 @@ def estimate(
     some = any(s == ADAPTIVE or "w" in s.split(",") for s in space.schedules(config)[: config.trials])
     pulled = _probe_weights(config, task, engine, levers, progress) if some else Cost()
     per_rollout = {"prompt": one, "weights": scaled(pulled, 1 / max(1, pulled.rollouts))}
-    rounds = {n: scaled(per_rollout[n], lever.planned(base, task)) for n, lever in made.items()}
     dev = scaled(one, len(task.dev))
-    rows = _rows(config, {name: cost + dev for name, cost in rounds.items()})
+
+    def rounds(schedule: str) -> dict[LeverName, Cost]:
+        """What one round of each lever costs in a trial of this schedule."""
+        of = levers(
+            *space.with_settings(
+                config, schedule, {}, lambda p: levers(p, config.weights)["prompt"].planned(base, task)
+            )
+        )
+        return {n: scaled(per_rollout[n], lever.planned(base, task)) + dev for n, lever in of.items()}
+
+    rows = _rows(config, rounds)
     cells = 6 + len({r.schedule for r in rows} & {"p,w", "w,p", "p,w,p", "w,p,w"}) if rows else 1
     watched = sum(len(split) for split in task.watched.values())
+    there = sum(len(other.dev) for other in other_tasks(config)) if some else 0
     return SweepEstimate(
         rows=rows,
         search=sum((r.cost for r in rows), dev),
-        reading=scaled(one, cells * len(task.test) + 4 * watched),
+        reading=scaled(one, cells * len(task.test) + 4 * watched + 3 * there),
         probe=answered + pulled,
     )
 
@@ -82,20 +98,22 @@ def scaled(cost: Cost, factor: float) -> Cost:
     return Cost(**{k: round(v * factor) if k in WHOLE else v * factor for k, v in asdict(cost).items()})
 
 
-def _rows(config: SweepConfig, rounds: Mapping[LeverName, Cost]) -> list[EstimateRow]:
-    """The first schedules share rounds; a searched trial is taken as two rounds of its own, one of each lever."""
-    seen: set[str] = set()
+def _rows(config: SweepConfig, rounds: Callable[[str], Mapping[LeverName, Cost]]) -> list[EstimateRow]:
+    """The first schedules share rounds that cost the same; a searched trial is taken as a round of each lever."""
+    seen: set[tuple[str, Cost]] = set()
     rows = []
     for schedule in config.schedules[: config.trials]:
+        costs = rounds(schedule)
         if schedule == ADAPTIVE:  # one prompt round, and all slices of the weights
-            rows.append(EstimateRow(schedule, 1 + config.adaptive_slices, sum(rounds.values(), Cost())))
+            slices = config.adaptive_slices
+            rows.append(EstimateRow(schedule, 1 + slices, costs["prompt"] + scaled(costs["weights"], slices)))
             continue
         letters = schedule.split(",")
-        fresh = [p for i in range(len(letters)) if (p := ",".join(letters[: i + 1])) not in seen]
+        prefixes = [",".join(letters[: i + 1]) for i in range(len(letters))]
+        fresh = [(p, cost) for p in prefixes if (p, cost := costs[parse_schedule(p)[-1]]) not in seen]
         seen |= set(fresh)
-        last = [parse_schedule(prefix)[-1] for prefix in fresh]
-        rows.append(EstimateRow(schedule, len(fresh), sum((rounds[name] for name in last), Cost())))
-    searched = sum(rounds.values(), Cost())
+        rows.append(EstimateRow(schedule, len(fresh), sum((cost for _, cost in fresh), Cost())))
+    searched = sum(rounds("p,w").values(), Cost())
     return rows + [EstimateRow("", 2, searched)] * max(0, config.trials - len(rows))
 
 

@@ -1,26 +1,29 @@
-"""What a sweep searches: schedules and a few settings, always all of them (a flat space). Knows Optuna's calls only.
+"""What a sweep searches: schedules and settings, always all of them (a flat space). Knows Optuna's calls only.
 
 A flat space lets one sampler model learn from every trial; a setting of a lever that a schedule leaves out is ignored.
+Names are those of ``prompt.*`` and ``weights.*``, and ``split``: how a trial's rollouts are shared out between levers.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
 from colever.config import ADAPTIVE, PromptSettings, Settings, SweepConfig, WeightSettings, parse_schedule
 from colever.errors import UsageError
 from colever.optimizers.adaptive import Order, adaptive, fixed, until
+from colever.optimizers.split import Planned, share_out
 
 if TYPE_CHECKING:
     import optuna
 
 GROUPS: dict[str, type[Settings]] = {"prompt": PromptSettings, "weights": WeightSettings}
+SPLIT = "split"
 
 
 @dataclass(frozen=True)
@@ -39,29 +42,38 @@ class Range:
         return trial.suggest_float(self.name, self.low, self.high, log=self.low > 0)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """One searched setting that takes words."""
+
+    name: str
+    words: tuple[str, ...]
+    default: str
+
+    def suggest(self, trial: optuna.Trial) -> str:
+        return str(trial.suggest_categorical(self.name, self.words))
+
+
 def schedules(config: SweepConfig) -> list[str]:
     """The first schedules, then every other one of up to ``max_rounds`` rounds."""
     every = [",".join(s) for n in range(1, config.max_rounds + 1) for s in itertools.product("pw", repeat=n)]
     return list(dict.fromkeys([*config.schedules, *every]))
 
 
-def ranges(config: SweepConfig) -> list[Range]:
-    """The searched settings. Raises UsageError for one that is unknown, not a number, or whose range leaves its default
-    out or holds a value that the setting refuses.
+def ranges(config: SweepConfig) -> list[Range | Choice]:
+    """The searched settings. Raises UsageError for one that is unknown, of another kind, or whose range leaves its
+    default out or holds a value that the setting refuses.
     """
-    search = config.search
-    if search is None:
-        rate, updates = config.weights.learning_rate, config.weights.updates
-        search = {"weights.learning_rate": (rate / 3, rate * 3), "weights.updates": (max(1, updates // 2), updates)}
-        if config.prompt.demos:
-            search["prompt.demos"] = (0, config.prompt.demos)
-    return [_range(config, name, low, high) for name, (low, high) in search.items()]
+    search = config.search if isinstance(config.search, dict) else _around(config, wide=config.search == "wide")
+    return [_searched(config, name, values) for name, values in search.items()]
 
 
 def arm_params(config: SweepConfig, schedule: str) -> dict[str, Any]:
     """An arm is a point of the space: its schedule at the default settings."""
-    defaults = {r.name: int(r.default) if r.whole else r.default for r in ranges(config)}
-    return {"schedule": schedule, **defaults}
+    return {
+        "schedule": schedule,
+        **{r.name: int(r.default) if isinstance(r, Range) and r.whole else r.default for r in ranges(config)},
+    }
 
 
 def suggest(trial: optuna.Trial, config: SweepConfig) -> tuple[str, dict[str, Any]]:
@@ -71,16 +83,23 @@ def suggest(trial: optuna.Trial, config: SweepConfig) -> tuple[str, dict[str, An
 
 
 def with_settings(
-    config: SweepConfig, schedule: str, settings: Mapping[str, Any]
+    config: SweepConfig, schedule: str, settings: Mapping[str, Any], planned: Planned | None = None
 ) -> tuple[PromptSettings, WeightSettings]:
-    """The two levers' settings with the trial's in place; a weight round of the adaptive schedule is a slice."""
+    """The two levers' settings with the trial's in place; a weight round of the adaptive schedule is a slice.
+
+    With ``trial_rollouts`` the rounds are as long as their share allows; ``planned`` says what a prompt round takes.
+    """
     groups = {"prompt": config.prompt.model_dump(), "weights": config.weights.model_dump()}
     for name, value in settings.items():
         group, _, key = name.partition(".")
-        groups[group][key] = value
-    if schedule == ADAPTIVE:
-        groups["weights"]["updates"] = max(1, round(groups["weights"]["updates"] / config.adaptive_slices))
-    return PromptSettings(**groups["prompt"]), WeightSettings(**groups["weights"])
+        if key:
+            groups[group][key] = value
+    prompt, weights = PromptSettings(**groups["prompt"]), WeightSettings(**groups["weights"])
+    slices = config.adaptive_slices if schedule == ADAPTIVE else 1
+    if config.trial_rollouts is not None and planned is not None:
+        pulls = (1, slices) if schedule == ADAPTIVE else (schedule.count("p"), schedule.count("w"))
+        return share_out(config.trial_rollouts, settings.get(SPLIT, config.split), pulls, prompt, weights, planned)
+    return prompt, weights.model_copy(update={"updates": max(1, round(weights.updates / slices))})
 
 
 def order_of(config: SweepConfig, schedule: str, target: float) -> Order:
@@ -89,21 +108,75 @@ def order_of(config: SweepConfig, schedule: str, target: float) -> Order:
     return until(target, order) if config.objective == "cost" else order
 
 
-def _range(config: SweepConfig, name: str, low: float, high: float) -> Range:
+def _around(config: SweepConfig, *, wide: bool) -> dict[str, tuple[float, float] | tuple[str, ...]]:
+    """What is searched where the user has not said: around the settings' own values."""
+    w = config.weights
+    search: dict[str, tuple[float, float] | tuple[str, ...]] = {
+        "weights.learning_rate": (w.learning_rate / 3, w.learning_rate * 3),
+    }
+    if config.trial_rollouts is None:
+        search["weights.updates"] = (max(1, w.updates // 2), w.updates)
+    else:
+        search[SPLIT] = (min(0.1, config.split), max(0.6, config.split))
+    if config.prompt.demos:
+        search["prompt.demos"] = (0, config.prompt.demos)
+    if wide:
+        search["weights.group_size"] = (max(2, w.group_size // 2), 2 * w.group_size)
+        search["weights.temperature"] = (min(0.7, w.temperature), max(1.3, w.temperature))
+        search["weights.beta"] = (0.0, max(0.04, w.beta))
+        search["weights.loss"] = get_args(WeightSettings.model_fields["loss"].annotation)
+        if w.peft in ("lora", "dora") or (w.peft == "auto" and (config.model != "seed" or w.adapters != "shared")):
+            search["weights.lora_rank"] = (max(1, w.lora_rank // 4), 4 * w.lora_rank)
+    return search
+
+
+def _searched(config: SweepConfig, name: str, values: Sequence[Any]) -> Range | Choice:
+    if name == SPLIT:
+        if config.trial_rollouts is None:
+            raise UsageError("search: split: there is nothing to split without trial_rollouts")
+        low, high = _limits(name, values)
+        if not 0 < low <= config.split <= high < 1:
+            raise UsageError(f"search: split: accepted: a range inside 0 … 1 that holds {config.split}")
+        return Range(name, low, high, config.split, False)
     group, _, key = name.partition(".")
     fields = GROUPS[group].model_fields if group in GROUPS else {}
     kind = fields[key].annotation if key in fields else None
+    if get_origin(kind) is Literal:
+        return _choice(config, name, values, get_args(kind))
     if kind not in (int, float):
-        numeric = [
-            f"{g}.{k}" for g, m in GROUPS.items() for k, f in m.model_fields.items() if f.annotation in (int, float)
-        ]
-        raise UsageError(f"search: {name!r} is no setting with a number; accepted: {', '.join(numeric)}")
+        raise UsageError(f"search: {name!r} is no setting that can be searched; accepted: {', '.join(_searchable())}")
+    low, high = _limits(name, values)
     default = getattr(getattr(config, group), key)
     if not low <= default <= high:
         raise UsageError(f"search: {name}: the arms' value {default} must lie in the range {low} … {high}")
     for edge in (low, high):
         _check_edge(config, name, edge, whole=kind is int)
     return Range(name, low, high, default, kind is int)
+
+
+def _choice(config: SweepConfig, name: str, words: Sequence[Any], accepted: Sequence[str]) -> Choice:
+    group, _, key = name.partition(".")
+    default = getattr(getattr(config, group), key)
+    if unknown := [word for word in words if word not in accepted]:
+        raise UsageError(f"search: {name}: {unknown[0]!r}; accepted: {', '.join(accepted)}")
+    if default not in words:
+        raise UsageError(f"search: {name}: the arms' value {default} must be among {', '.join(map(str, words))}")
+    return Choice(name, tuple(words), default)
+
+
+def _limits(name: str, values: Sequence[Any]) -> tuple[float, float]:
+    if len(values) != 2 or not all(isinstance(value, int | float) for value in values):
+        raise UsageError(f"search: {name}: {list(values)}; accepted: [low, high]")
+    return values[0], values[1]
+
+
+def _searchable() -> list[str]:
+    return [
+        f"{group}.{key}"
+        for group, model in GROUPS.items()
+        for key, field in model.model_fields.items()
+        if field.annotation in (int, float) or (get_origin(field.annotation) is Literal and key != "way")
+    ] + [SPLIT]
 
 
 def _check_edge(config: SweepConfig, name: str, edge: float, *, whole: bool) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import TrialState
@@ -213,7 +213,7 @@ class _Run:
         schedule, settings = space.suggest(trial, config)
         known = self.trials.all()[trial.number]
         first, reported = "fixed_params" in known.system_attrs, set(known.intermediate_values)
-        levers = self.levers(*space.with_settings(config, schedule, settings))
+        levers = self._levers(schedule, settings)
         self.keys, self.mark = [], self.budget.spent
         pruned = False
 
@@ -321,7 +321,7 @@ class _Run:
         """Compute again the rounds of an ended trial that are no longer stored (a corrupt one was deleted, say)."""
         if all(self.rounds.get(key) is not None for key in entry.rounds):
             return
-        levers = self.levers(*space.with_settings(self.config, entry.schedule, dict(entry.settings)))
+        levers = self._levers(entry.schedule, entry.settings)
         order, most = space.order_of(self.config, entry.schedule, self.task.target), len(entry.rounds)
         made = alternate(
             self.base, lambda done: order(done) if len(done) < most else None, levers, self.evaluator, self.rounds,
@@ -332,6 +332,14 @@ class _Run:
                 f"trial {entry.number} of study {self.folder.name!r} cannot be made again: its rounds came out "
                 f"otherwise; give the study another --study name, or delete {self.folder.path}"
             )
+
+    def _levers(self, schedule: str, settings: Mapping[str, Any]) -> Mapping[LeverName, Lever]:
+        """The levers as a trial has them."""
+
+        def planned(prompt: PromptSettings) -> int:
+            return self.levers(prompt, self.config.weights)["prompt"].planned(self.base, self.task)
+
+        return self.levers(*space.with_settings(self.config, schedule, settings, planned))
 
     # --- what is stored ------------------------------------------------------------------------------
 

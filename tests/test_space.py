@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import optuna
 import pytest
 
-from colever.config import load_config
+from colever.config import PromptSettings, load_config
 from colever.errors import UsageError
 from colever.optimizers import space
 
 
-def ranges(search: dict[str, Any]) -> list[space.Range]:
+def ranges(search: Any) -> list[Any]:
     return space.ranges(load_config(flags={"task": "t"}, overrides={"search": search}))
 
 
@@ -25,7 +26,16 @@ def ranges(search: dict[str, Any]) -> list[space.Range]:
         ("weights.updates", (1.5, 80), "weights.updates: 1.5; accepted: a whole number"),
         ("weights.learning_rate", (1e-5, float("inf")), "weights.learning_rate: inf; accepted: a finite number"),
         ("weights.updates", (1, 2), "weights.updates: the arms' value 40 must lie in the range"),
-        ("weights.loss", (1, 2), "'weights.loss' is no setting with a number; accepted: prompt.candidates"),
+        ("weights.loss", (1, 2), "weights.loss: 1.0; accepted: grpo, bnpo, dr_grpo, dapo, cispo"),
+        ("weights.loss", ("grpo", "ppo"), "weights.loss: 'ppo'; accepted: grpo"),
+        ("weights.loss", ("grpo", "bnpo"), "weights.loss: the arms' value dapo must be among grpo, bnpo"),
+        (
+            "weights.curriculum",
+            (0, 1),
+            "'weights.curriculum' is no setting that can be searched; accepted: prompt.cand",
+        ),
+        ("weights.updates", ("few", "many"), r"weights.updates: \['few', 'many'\]; accepted: \[low, high\]"),
+        ("split", (0.1, 0.5), "split: there is nothing to split without trial_rollouts"),
     ],
 )
 def test_a_range_that_a_trial_cannot_draw_from(name: str, limits: tuple[float, float], said: str) -> None:
@@ -39,3 +49,58 @@ def test_ranges_at_the_edge_of_what_is_accepted() -> None:
         ("weights.group_size", 2, 16, True),
         ("prompt.threshold", 0, 1, False),
     ]
+
+
+def test_words_are_searched_too() -> None:
+    (found,) = ranges({"weights.loss": ["grpo", "dapo"]})
+    assert (found.words, found.default) == (("grpo", "dapo"), "dapo")
+
+
+def test_the_wide_space_has_what_people_tune_and_every_arm_is_a_point_of_it() -> None:
+    config = load_config(flags={"task": "t", "model": "m"}, overrides={"search": "wide"})
+    names = {r.name for r in space.ranges(config)}
+    assert names == {
+        "weights.learning_rate", "weights.updates", "weights.group_size", "weights.temperature", "weights.beta",
+        "weights.loss", "weights.lora_rank", "prompt.demos",
+    }  # fmt: skip
+    assert space.arm_params(config, "p,w")["weights.loss"] == "dapo"
+    seed = load_config(flags={"task": "t"}, overrides={"search": "wide"})
+    assert "weights.lora_rank" not in {r.name for r in space.ranges(seed)}  # all its weights are trained
+
+
+def test_what_is_drawn_from_the_wide_space_is_accepted() -> None:
+    config = load_config(flags={"task": "t"}, overrides={"search": "wide", "trial_rollouts": 4000})
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(50):
+        schedule, settings = space.suggest(study.ask(), config)
+        prompt, weights = space.with_settings(config, schedule, settings, lambda p: 32 * (10 + p.candidates))
+        assert weights.loss == settings["weights.loss"]
+        assert prompt.demos == settings["prompt.demos"]
+
+
+@pytest.mark.parametrize("schedule", ["p", "w", "p,w", "w,p", "p,w,p", "adaptive"])
+@pytest.mark.parametrize("split", [0.1, 0.5])
+def test_trials_of_any_schedule_cost_the_same(schedule: str, split: float) -> None:
+    config = load_config(flags={"task": "t"}, overrides={"trial_rollouts": 12_000, "split": split})
+
+    def planned(prompt: PromptSettings) -> int:
+        return (6 + prompt.candidates) * prompt.screen + 5 * prompt.examples
+
+    prompt, weights = space.with_settings(config, schedule, {}, planned)
+    p, w = (1, config.adaptive_slices) if schedule == "adaptive" else (schedule.count("p"), schedule.count("w"))
+    spent = p * planned(prompt) + w * weights.updates * weights.examples_per_update * weights.group_size
+    assert 0.9 * 12_000 <= spent <= 12_000
+    if p and w:
+        assert p * planned(prompt) == pytest.approx(split * 12_000, abs=p * prompt.screen)
+
+
+def test_a_small_share_still_buys_a_round_of_each() -> None:
+    config = load_config(flags={"task": "t"}, overrides={"trial_rollouts": 200})
+
+    def planned(prompt: PromptSettings) -> int:
+        return (6 + prompt.candidates) * prompt.screen + 5 * prompt.examples
+
+    prompt, weights = space.with_settings(config, "p,w", {}, planned)
+    assert weights.updates == 1
+    assert planned(prompt) <= 50
+    assert prompt.screen >= 4

@@ -343,3 +343,15 @@ def settings_of(home: Path) -> list[Any]:
     state = folder.state()
     assert state is not None
     return [[trial.schedule, dict(trial.settings)] for trial in state.trials]
+
+
+def test_trials_of_equal_rollouts_search_the_split_and_go_on(tmp_path: Path) -> None:
+    settings = {"trial_rollouts": 400, "search": "wide"}
+    report = run(tmp_path, trials=9, **settings)
+    for arm in report.arms:
+        if arm.schedule in ("p", "p,w", "w,p"):  # the toy's weight rounds have a length of their own
+            assert arm.cost.rollouts <= 400 + 24 + 60 * (arm.schedule.count(",") + 1)
+    trials = find_study(tmp_path, "toy").state().trials
+    assert {t.settings["split"] for t in trials[:4]} == {0.25}
+    assert len({t.settings["split"] for t in trials}) > 1
+    assert timeless(to_json(run(tmp_path, trials=9, **settings))) == timeless(to_json(report))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from colever.tracking.report import cost_texts
+from colever.tracking.report import cost_texts, dollars
 from colever.tracking.tables import Row, Table
 from colever.tracking.terminal import titled
 from colever.types import Cost
@@ -49,6 +49,7 @@ def to_json(found: Estimated) -> dict[str, Any]:
 
 def _table(name: str, found: Estimated) -> Table:
     columns = ["trial", "schedule", "rounds", "rollouts", "tokens", "TFLOPs", "time"]
+    columns += ["dollars"] if found.search.dollars else []
     rows = [
         Row([str(i), row.schedule or "searched", str(row.new_rounds), *_columns(row.cost)])
         for i, row in enumerate(found.rows)
@@ -63,9 +64,10 @@ def _table(name: str, found: Estimated) -> Table:
 
 def _columns(cost: Cost) -> list[str]:
     rollouts, flops, time = cost_texts(cost)
-    return [rollouts, f"{(cost.prompt_tokens + cost.completion_tokens + cost.trained_tokens) / 1e6:.2f} M", flops, time]
+    price = [dollars(cost)] if cost.dollars else []
+    return [rollouts, f"{cost.tokens / 1e6:.2f} M", flops, time, *price]
 
 
 def _texts(cost: Cost) -> list[str]:
-    units = ("rollouts", "tokens", "TFLOPs", "")
-    return [f"{value} {unit}".strip() for value, unit in zip(_columns(cost), units, strict=True)]
+    units = ("rollouts", "tokens", "TFLOPs", "", "")
+    return [f"{value} {unit}".strip() for value, unit in zip(_columns(cost), units, strict=False)]

@@ -1,0 +1,53 @@
+"""A trial's rollouts, shared out between its rounds: the two levers meet at one cost, whatever the schedule.
+
+Knows settings and counts; runs nothing. What a prompt round takes is an upper bound (its lever's ``planned``), what a
+weight round takes is exact where it does not stop early, so a trial costs at most what it was given, nearly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from colever.config import PromptSettings, WeightSettings
+
+Planned = Callable[[PromptSettings], int]  # the rollouts of a prompt round with these settings
+MOST = 1024  # combinations of a prompt round
+LEAST = 4  # examples on which combinations are compared
+
+
+def share_out(
+    rollouts: int,
+    split: float,
+    pulls: tuple[int, int],
+    prompt: PromptSettings,
+    weights: WeightSettings,
+    planned: Planned,
+) -> tuple[PromptSettings, WeightSettings]:
+    """Settings with which ``pulls`` (of prompts, of weights) take about ``rollouts``, ``split`` of them for prompts.
+
+    A trial of one lever gets all of them. Prompt rounds get as many ``candidates`` as fit, and fewer examples where
+    not even the wordings alone do; weight rounds as many ``updates`` as fit, at least one.
+    """
+    prompts, trainings = pulls
+    part = split if prompts and trainings else float(bool(prompts))
+    if prompts:
+        prompt = _fitting(prompt, int(rollouts * part / prompts), planned)
+    if trainings:
+        each = rollouts * (1 - part) / trainings
+        updates = max(1, int(each / (weights.examples_per_update * weights.group_size)))
+        weights = weights.model_copy(update={"updates": updates})
+    return prompt, weights
+
+
+def _fitting(prompt: PromptSettings, most: int, planned: Planned) -> PromptSettings:
+    """As many candidates as ``most`` rollouts allow; with none of them, fewer examples and finalists."""
+    bare = prompt.model_copy(update={"candidates": 0})
+    while planned(bare) > most and max(bare.screen, bare.examples) > LEAST:
+        smaller = {name: max(LEAST, round(0.8 * getattr(bare, name))) for name in ("screen", "examples")}
+        bare = bare.model_copy(update=smaller)
+    low, high = 0, MOST
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = planned(bare.model_copy(update={"candidates": middle})) <= most
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return bare.model_copy(update={"candidates": low})
