@@ -144,6 +144,7 @@ class SweepConfig(Settings):
     )
     sampler: Literal["gp", "tpe", "random"] = _setting("gp", "Optuna's sampler of searched trials")
     prune: bool = _setting(False, "stop searched trials that lag; never the first schedules")
+    sample_rollouts: int = _setting(8, "kept of each evaluation to be looked at, of the same examples; 0 = none", ge=0)
     budget: dict[str, float] = Field(default_factory=dict, description="caps on the whole study")
     round_budget: dict[str, float] = Field(default_factory=dict, description="caps on each round")
     prompt: PromptSettings = Field(default_factory=PromptSettings)
@@ -196,8 +197,8 @@ def several(configs: Sequence[SweepConfig], seeds: int) -> list[SweepConfig]:
     return made
 
 
-# What another run of the same study may change: how far it goes, not what it is.
-RESUMABLE = frozenset({"trials", "budget", "study"})
+# What another run of the same study may change: how far it goes and what is kept to look at, not what it is.
+RESUMABLE = frozenset({"trials", "budget", "study", "sample_rollouts"})
 
 
 def check_caps(caps: Mapping[str, float]) -> None:

@@ -106,6 +106,8 @@ class Step:
     occurrence: int
     completion: Completion
     failed: bool = False  # the completion could not be parsed into the predictor's output fields
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # the call's fields, as JSON values
+    outputs: Mapping[str, Any] = field(default_factory=dict)  # {} where it failed
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,9 @@ class _Run:
         space.ranges(config)
         self.rounds, self.budget = RoundStore(self.folder.home), Budget(config.budget)
         self.rounds.clear()
-        self.evaluator = Evaluator.of(task, self.engine, EvaluationStore(self.folder.home), config.seed)
+        self.evaluator = Evaluator.of(
+            task, self.engine, EvaluationStore(self.folder.home), config.seed, config.sample_rollouts
+        )
         self.base = task.base_candidate()
         self.folder.claim(config)
         self.state = self._state()
