@@ -45,3 +45,11 @@ class SampledRollout:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SampledRollout:
         return cls(**{**data, "steps": tuple(SampledStep(**step) for step in data["steps"])})
+
+
+def cut(text: str, limit: int) -> str:
+    """Its beginning and its end where it is longer: a prompt says what to do first and asks last."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]} … ({len(text) - 2 * half:,} characters left out) … {text[-half:]}"

@@ -107,6 +107,7 @@ def run_study(config: SweepConfig, home: Path) -> StudyReport:
     """Run or continue it, and write its report into its folder."""
     with interruptible(RESUMES):
         task, engine = open_study(config)
+        from colever.optimizers.side_by_side import with_rollouts
         from colever.optimizers.study import StudyFolder
         from colever.optimizers.sweep import sweep
         from colever.tracking.mlflow_tracker import MlflowTracker
@@ -114,7 +115,8 @@ def run_study(config: SweepConfig, home: Path) -> StudyReport:
         _make_home(home)
         with console.progress() as drawn:
             built = sweep(config, task, engine, home, tracker=MlflowTracker(home), progress=drawn)
-        write_report(with_examples(built, task), StudyFolder(home, config.study_name).path)
+        folder = StudyFolder(home, config.study_name)
+        write_report(with_examples(with_rollouts(built, folder), task), folder.path)
     return built
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from colever.samples import SampledRollout
+
 LeverName = Literal["prompt", "weights"]
 SplitName = Literal["train", "dev", "test"]
 Failure = Literal["policy", "infrastructure"]
@@ -386,6 +388,7 @@ class StudyReport:
     notes: Sequence[str] = ()
     failures: Sequence[str] = ()  # trials that failed in this call; the same command tries them once more
     flips: Flips | None = None  # base to winner on test
+    rollouts: Mapping[str, tuple[SampledRollout, SampledRollout]] = field(default_factory=dict)  # base's and winner's
 
 
 def read_json(path: Path) -> Any:

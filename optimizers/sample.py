@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from colever.pipelines.rollout import plain
-from colever.samples import SampledRollout, SampledStep
+from colever.samples import SampledRollout, SampledStep, cut
 from colever.types import Rollout
 
 if TYPE_CHECKING:
@@ -51,14 +51,6 @@ def sampled(
     return tuple(SampledRollout.from_json(rollout) for rollout in json.loads(written))
 
 
-def cut(text: str, limit: int) -> str:
-    """Its beginning and its end where it is longer: a prompt says what to do first and asks last."""
-    if len(text) <= limit:
-        return text
-    half = limit // 2
-    return f"{text[:half]} … ({len(text) - 2 * half:,} characters left out) … {text[-half:]}"
-
-
 def _in_words(
     rollout: Rollout, example: dspy.Example, limit: int, text_of: Callable[[Sequence[int]], str]
 ) -> SampledRollout:
@@ -83,8 +75,8 @@ def _in_words(
         expected=_short(plain(example.labels().toDict()), limit),
         outputs=_short(rollout.outputs, limit),
         steps=steps,
-        total=score and score.total,
-        gold=score and score.gold,
+        total=score.total if score else None,
+        gold=score.gold if score else None,
         by_criterion=dict(score.by_criterion) if score else {},
         feedback=cut(score.feedback, limit) if score else "",
         failure=rollout.failure,

@@ -29,6 +29,7 @@ from colever.optimizers.budget import Budget
 from colever.optimizers.evaluate import Evaluator, Grounds
 from colever.optimizers.lever import Lever, NullProgress, Progress, Staged
 from colever.optimizers.manifest import manifest
+from colever.optimizers.side_by_side import with_rollouts
 from colever.optimizers.store import EvaluationStore, RoundStore, study_lock
 from colever.optimizers.study import StudyFolder, StudyState, TrialEntry, trial_record
 from colever.optimizers.tracker import NullTracker, Tracker
@@ -171,7 +172,7 @@ class _Run:
         self.state = replace(self.state, finished=True)
         self.folder.write(self.state)
         report = build_report(self.state, trials, self.folder.evaluations(self.state), self.folder.estimate())
-        self.tracker.study_finished(report)
+        self.tracker.study_finished(with_rollouts(report, self.folder))
         return replace(report, failures=tuple(self.failed))
 
     # --- one trial -----------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from colever.config import load_config
 from colever.engines.lm import open_engine
 from colever.errors import StoreError
 from colever.optimizers.evaluate import Evaluator
-from colever.optimizers.sample import MOST, chosen, cut, sampled
+from colever.optimizers.sample import MOST, chosen, sampled
 from colever.optimizers.store import EvaluationStore, read_sealed, write_sealed
 from colever.optimizers.sweep import study_key
-from colever.samples import SampledRollout, SampledStep
+from colever.samples import SampledRollout, SampledStep, cut
 from colever.tasks.rubric import Criterion, Rubric
 from colever.types import Candidate, Completion, PredictorPrompt, Rollout, Score, Step
 
