@@ -15,6 +15,7 @@ from colever.shown import (
     show_comparison,
     show_evaluation,
     show_report,
+    show_rollouts,
     stored_task,
     with_examples,
     write_page,
@@ -191,20 +192,37 @@ def report(
 ) -> None:
     """Show a study's report; of an unfinished study, dev only."""
     from colever.optimizers.attribution import report_of
+    from colever.optimizers.side_by_side import with_rollouts
     from colever.optimizers.study import find_study
 
     folder = find_study(home, name)
     built = report_of(folder)
-    if (out is not None or html is not None) and built.flips is not None:
+    if out is not None or html is not None:
+        built = with_rollouts(built, folder)
         try:
-            built = with_examples(built, stored_task(folder))
+            built = with_examples(built, stored_task(folder)) if built.flips else built
         except UsageError as error:
-            console.say(f"flipped examples are named, not shown: {error}")
+            console.say(f"flipped examples of which no rollout was kept are named, not shown: {error}")
     if out is not None:
         write_report(built, out)
     if html is not None:
         write_page(built, html)
     show_report(built, as_json)
+
+
+@app.command(epilog="Example: colever rollouts arithmetic 2.1 --prompts")
+def rollouts(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A study, or a task for its latest study.")],
+    which: Annotated[
+        str, typer.Argument(metavar="[ROUND]", help="base, winner, or TRIAL.ROUND: 2.1 is trial 2's first.")
+    ] = "winner",
+    split: Annotated[str, typer.Option("--split", help="dev; of base and winner also test or a watched one.")] = "dev",
+    prompts: Annotated[bool, typer.Option("--prompts", help="Also print what the model read.")] = False,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the rollouts kept of a round: the same examples of every round, so that two can be compared."""
+    show_rollouts(home, name, which, split, prompts, as_json)
 
 
 @app.command(epilog="Example: colever rerun arithmetic")

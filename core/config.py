@@ -160,6 +160,7 @@ class SweepConfig(Settings):
     )
     sampler: Literal["gp", "tpe", "random"] = _setting("gp", "Optuna's sampler of searched trials")
     prune: bool = _setting(False, "stop searched trials that lag; never the first schedules")
+    sample_rollouts: int = _setting(8, "kept of each evaluation to be looked at, of the same examples; 0 = none", ge=0)
     budget: dict[str, float] = Field(default_factory=dict, description="caps on the whole study")
     round_budget: dict[str, float] = Field(default_factory=dict, description="caps on each round")
     prompt: PromptSettings = Field(default_factory=PromptSettings)
@@ -220,8 +221,8 @@ def several(configs: Sequence[SweepConfig], seeds: int) -> list[SweepConfig]:
     return made
 
 
-# What another run of the same study may change: how far it goes, not what it is.
-RESUMABLE = frozenset({"trials", "budget", "study", "dollars_per_hour", "elsewhere"})
+# What another run of the same study may change: how far it goes, what is looked at and kept, not what it is.
+RESUMABLE = frozenset({"trials", "budget", "study", "dollars_per_hour", "elsewhere", "sample_rollouts"})
 
 
 def check_caps(caps: Mapping[str, float]) -> None:

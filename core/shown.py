@@ -63,13 +63,18 @@ def write_page(built: StudyReport, file: Path) -> None:
 
 
 def with_examples(built: StudyReport, task: Task) -> StudyReport:
-    """The report with what a few of its flipped examples hold: inputs first, then the other fields."""
+    """The report with what a few of its flipped examples hold: inputs first, then the other fields.
+
+    Those of which there are rollouts come first.
+    """
     if built.flips is None:
         return built
-    wanted = {*built.flips.gained[:EXAMPLES_SHOWN], *built.flips.lost[:EXAMPLES_SHOWN]}
+    wanted: set[str] = set()
+    for names in (built.flips.gained, built.flips.lost):
+        wanted |= set(sorted(names, key=lambda name: name not in built.rollouts)[:EXAMPLES_SHOWN])
     rows = {name: example for name, example in task.examples("test") if name in wanted}
     fields = {name: {**example.inputs().toDict(), **example.labels().toDict()} for name, example in rows.items()}
-    return dataclasses.replace(built, flips=dataclasses.replace(built.flips, fields=fields))
+    return dataclasses.replace(built, flips=dataclasses.replace(built.flips, fields={**built.flips.fields, **fields}))
 
 
 def stored_task(folder: StudyFolder) -> Task:
@@ -92,6 +97,19 @@ def show_report(built: StudyReport, as_json: bool) -> None:
         console.show_json(to_json(built))
     else:
         console.show(render(built))
+
+
+def show_rollouts(home: Path, name: str, which: str, split: str, prompts: bool, as_json: bool) -> None:
+    """The rollouts kept of a round, or of base or winner, on stdout. Raises UsageError, StoreError."""
+    from colever.optimizers.side_by_side import rollouts_of
+    from colever.optimizers.study import find_study
+    from colever.tracking.rollouts import render
+
+    found = rollouts_of(find_study(home, name), which, split)
+    if as_json:
+        console.show_json([rollout.to_json() for rollout in found])
+    else:
+        console.show(render(found, prompts))
 
 
 def show_comparison(home: Path, studies: Sequence[str], out: Path | None, as_json: bool) -> None:

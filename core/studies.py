@@ -107,6 +107,7 @@ def run_study(config: SweepConfig, home: Path, workers: int = 1) -> StudyReport:
     """Run or continue it with so many processes, this one included, and write its report into its folder."""
     with interruptible(RESUMES):
         task, engine = open_study(config)
+        from colever.optimizers.side_by_side import with_rollouts
         from colever.optimizers.study import StudyFolder
         from colever.optimizers.sweep import sweep
         from colever.optimizers.workers import Workers
@@ -114,12 +115,12 @@ def run_study(config: SweepConfig, home: Path, workers: int = 1) -> StudyReport:
         from colever.worker import further_workers
 
         _make_home(home)
-        folder = StudyFolder(home, config.study_name).path
-        if others := Workers(folder).others():
+        folder = StudyFolder(home, config.study_name)
+        if others := Workers(folder.path).others():
             console.say(f"{others} other process(es) run study {config.study_name}: this one works along")
         with further_workers(config, home, workers - 1), console.progress() as drawn:
             built = sweep(config, task, engine, home, tracker=MlflowTracker(home), progress=drawn)
-        write_report(with_examples(built, task), folder)
+        write_report(with_examples(with_rollouts(built, folder), task), folder.path)
     return built
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from colever.fronts import Elsewhere, Level, Stop
 
+from colever.samples import SampledRollout
+
 LeverName = Literal["prompt", "weights"]
 SplitName = Literal["train", "dev", "test"]
 Failure = Literal["policy", "infrastructure"]
@@ -109,6 +111,8 @@ class Step:
     occurrence: int
     completion: Completion
     failed: bool = False  # the completion could not be parsed into the predictor's output fields
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # the call's fields, as JSON values
+    outputs: Mapping[str, Any] = field(default_factory=dict)  # {} where it failed
 
 
 @dataclass(frozen=True)
@@ -401,6 +405,7 @@ class StudyReport:
     front: Sequence[Stop] = ()  # by rising cost, the best on dev that can be had for it
     levels: Sequence[Level] = ()  # the cheapest way of each arm to each level
     elsewhere: Sequence[Elsewhere] = ()  # other tasks under the trained weights
+    rollouts: Mapping[str, tuple[SampledRollout, SampledRollout]] = field(default_factory=dict)  # base's and winner's
 
 
 def read_json(path: Path) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,8 @@ class CallRecorder:
     session: Any = None  # the Session that gathers its requests; None outside one
     program: Any = None  # the rollout's own copy, which names its predictors
     unparsed: set[int] = field(default_factory=set)  # places in ``completions`` that could not be parsed
+    asked: Mapping[str, Any] = field(default_factory=dict)  # the fields of the call under way
+    fields: dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=dict)  # by place: in and out
 
     def next_seed(self) -> int:
         """The seed of this rollout's next request: a function of ``seed_key`` and the count of earlier ones."""

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from colever.errors import LeverError
+from colever.errors import LeverError, StoreError
+from colever.optimizers.sample import sampled
+from colever.samples import SampledRollout
 from colever.types import Candidate, Cost, Evaluation, Rollout, Score, digest_of
 
 if TYPE_CHECKING:
@@ -67,10 +69,25 @@ def evaluate(
     Raises BudgetExhausted before the batch where it would pass a cap, TaskError where scoring fails,
     InfrastructureError where too many rollouts got no score.
     """
+    return measure(candidate, task, engine, split, seed=seed, budget=budget, limit=limit, on_done=on_done)[0]
+
+
+def measure(
+    candidate: Candidate,
+    task: Task,
+    engine: TransformersEngine,
+    split: str,
+    *,
+    seed: int,
+    budget: Budget | None = None,
+    limit: int | None = None,
+    on_done: Callable[[int], None] | None = None,
+) -> tuple[Evaluation, list[Rollout]]:
+    """See ``evaluate``; with the rollouts that it is of."""
     examples = task.examples(split)[:limit]
     with metered(engine, len(examples), budget) as meter:
         rollouts = run_candidate(candidate, task, engine, examples, split=split, seed=seed, on_done=on_done)
-    return summarize(rollouts, split, meter.cost)
+    return summarize(rollouts, split, meter.cost), rollouts
 
 
 def run_candidate(
@@ -160,10 +177,11 @@ class Evaluator:
     grounds: Grounds
     store: EvaluationStore
     seed: int
+    kept: int = 0  # rollouts stored with an evaluation, to be looked at
 
     @classmethod
-    def of(cls, task: Task, engine: TransformersEngine, store: EvaluationStore, seed: int) -> Evaluator:
-        return cls(task, engine, Grounds(task.digest(), engine.digest, versions()), store, seed)
+    def of(cls, task: Task, engine: TransformersEngine, store: EvaluationStore, seed: int, kept: int = 0) -> Evaluator:
+        return cls(task, engine, Grounds(task.digest(), engine.digest, versions()), store, seed, kept)
 
     def __call__(
         self,
@@ -182,6 +200,18 @@ class Evaluator:
                     budget.reserve(rollouts=found.cost.rollouts)
                     budget.charge(found.cost)
                 return found
-            result = evaluate(candidate, self.task, self.engine, split, seed=self.seed, budget=budget, on_done=on_done)
-            self.store.put(key, result)
+            result, rollouts = measure(
+                candidate, self.task, self.engine, split, seed=self.seed, budget=budget, on_done=on_done
+            )
+            self.store.put(key, result, sampled(rollouts, self.task.examples(split), self.kept, self._text))
             return result
+
+    def rollouts(self, candidate: Candidate, split: str = "dev") -> tuple[SampledRollout, ...]:
+        """The rollouts kept of a stored evaluation; none where there are none, or none that can be read."""
+        try:
+            return self.store.rollouts(self.grounds.evaluation_key(candidate, split, self.seed))
+        except StoreError:
+            return ()  # a round stands without them
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self.engine.tokenizer.decode(tokens))

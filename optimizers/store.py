@@ -4,7 +4,7 @@ Knows files, checksums and locks; knows nothing of levers. Layout below the home
 
     rounds/<key>/record.json + the child's weights     a finished round (never half of one)
     rounds/<key>.part/                                 a pull in flight: survives a kill, the lever resumes in it
-    evaluations/<key>.json                             a candidate on a split
+    evaluations/<key>.json                             a candidate on a split, with a sample of its rollouts
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from colever.errors import StoreError
+from colever.samples import SampledRollout
 from colever.types import Candidate, Evaluation, RoundRecord, Weights, digest_of, read_json
 
 
@@ -120,16 +121,31 @@ class EvaluationStore:
         path = self.folder / f"{key}.json"
         if not path.exists():
             return None
+        with self._reading(path) as data:
+            return Evaluation.from_json({name: value for name, value in data.items() if name != "rollouts"})
+
+    def rollouts(self, key: str) -> tuple[SampledRollout, ...]:
+        """The rollouts stored with an evaluation: none of one that kept none. Raises StoreError if it is corrupt."""
+        path = self.folder / f"{key}.json"
+        if not path.exists():
+            return ()
+        with self._reading(path) as data:
+            return tuple(SampledRollout.from_json(rollout) for rollout in data.get("rollouts", ()))
+
+    def put(self, key: str, evaluation: Evaluation, rollouts: Sequence[SampledRollout] = ()) -> None:
+        """Store it with a sample of its rollouts, whole or not at all."""
+        kept = {"rollouts": [rollout.to_json() for rollout in rollouts]} if rollouts else {}
+        write_sealed(self.folder / f"{key}.json", evaluation.to_json() | kept)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _reading(path: Path) -> Iterator[Mapping[str, Any]]:
         try:
-            return Evaluation.from_json(read_sealed(path))
+            yield read_sealed(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"stored evaluation is corrupt: {error}. Delete the file {path} and run the same command again"
             ) from error
-
-    def put(self, key: str, evaluation: Evaluation) -> None:
-        """Store it whole or not at all."""
-        write_sealed(self.folder / f"{key}.json", evaluation.to_json())
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:

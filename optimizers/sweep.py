@@ -30,6 +30,7 @@ from colever.optimizers.evaluate import Evaluator
 from colever.optimizers.fronts import AXES
 from colever.optimizers.lever import Lever, NullProgress, Progress, Staged
 from colever.optimizers.manifest import manifest
+from colever.optimizers.side_by_side import with_rollouts
 from colever.optimizers.store import EvaluationStore, RoundStore
 from colever.optimizers.study import StudyFolder, StudyState, TrialEntry, priced, trial_record
 from colever.optimizers.tracker import NullTracker, Tracker
@@ -127,7 +128,9 @@ class _Run:
         self.rounds = RoundStore(self.folder.home)
         self.budget = Budget(config.budget, shared=self, dollars_per_hour=config.dollars_per_hour)
         self.rounds.clear()
-        self.evaluator = Evaluator.of(task, self.engine, EvaluationStore(self.folder.home), config.seed)
+        self.evaluator = Evaluator.of(
+            task, self.engine, EvaluationStore(self.folder.home), config.seed, config.sample_rollouts
+        )
         self.base = task.base_candidate()
         key = study_key(config, self.evaluator.grounds)
         with self.workers.writing():
@@ -190,7 +193,7 @@ class _Run:
             report = stored_report(self.folder, self.state, trials)
             with self.workers.writing():
                 self.folder.write(self.state)
-                self.tracker.study_finished(report)
+                self.tracker.study_finished(with_rollouts(report, self.folder))
         return replace(report, failures=tuple(failures))
 
     # --- one trial -----------------------------------------------------------------------------------

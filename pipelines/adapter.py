@@ -1,4 +1,4 @@
-"""DSPy's ChatAdapter as rollouts use it: no second try in JSON, and a note of what could not be parsed."""
+"""DSPy's ChatAdapter as rollouts use it: no second try in JSON, and a note of each call's fields and of what failed."""
 
 from __future__ import annotations
 
@@ -35,11 +35,22 @@ class RolloutAdapter(dspy.ChatAdapter):
             known = self._demos[key] = (list(demos), super().format_demos(signature, demos))  # keeps the ids alive
         return [dict(message) for message in known[1]]
 
+    def format(self, signature: Any, demos: list, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        if (recorder := current_call.get()) is not None:
+            recorder.asked = inputs
+        return super().format(signature, demos, inputs)
+
     def _call_postprocess(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        recorder = current_call.get()
+        answered = recorder is not None and bool(recorder.completions)
         try:
-            return super()._call_postprocess(*args, **kwargs)
+            values = super()._call_postprocess(*args, **kwargs)
         except AdapterParseError:
-            recorder = current_call.get()
-            if recorder is not None and recorder.completions:
-                recorder.unparsed.add(len(recorder.completions) - 1)
+            if recorder is not None and answered:
+                place = len(recorder.completions) - 1
+                recorder.unparsed.add(place)
+                recorder.fields[place] = recorder.asked, {}
             raise
+        if recorder is not None and answered:
+            recorder.fields[len(recorder.completions) - 1] = recorder.asked, values[0]
+        return values

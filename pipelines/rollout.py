@@ -220,23 +220,26 @@ def _steps(program: dspy.Module, recorder: CallRecorder) -> tuple[Step, ...]:
     steps = []
     for place, (module, completion) in enumerate(recorder.completions):
         name = names.get(id(module), "")  # "": a predictor that the program makes as it runs
-        steps.append(Step(name, counts.get(name, 0), completion, place in recorder.unparsed))
+        asked, said = recorder.fields.get(place, ({}, {}))
+        failed = place in recorder.unparsed
+        steps.append(Step(name, counts.get(name, 0), completion, failed, plain(asked), plain(said)))
         counts[name] = counts.get(name, 0) + 1
     return tuple(steps)
 
 
 def _outputs(prediction: dspy.Prediction) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in prediction.items()}
+    return {name: plain(value) for name, value in prediction.items()}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """``value`` as JSON has it; what JSON lacks becomes its text."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):
-        return [_plain(v) for v in value]
-    return _plain(value.model_dump()) if hasattr(value, "model_dump") else str(value)
+        return [plain(v) for v in value]
+    return plain(value.model_dump()) if hasattr(value, "model_dump") else str(value)
 
 
 def _first_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from colever.samples import SampledRollout, SampledStep
 from colever.types import (
     ArmRow,
     Candidate,
@@ -232,6 +233,20 @@ def make_report(trials: Sequence[TrialRecord] | None = None) -> StudyReport:
         },
         notes=["w* was learned under p*: its part without p* is not what training from p0 would have given."],
         flips=make_flips(),
+    )
+
+
+def make_rollout(name: str, total: float | None, said: str) -> SampledRollout:
+    """A kept rollout of two calls that ends in ``said``."""
+    prompt = f"<|im_start|>user\n{said} 3 + 4 * 2<|im_end|>"
+    steps = tuple(
+        SampledStep(predictor, prompt, said, {"problem": "3 + 4 * 2"}, {"answer": said}, False, "stop", 53, 12)
+        for predictor in PREDICTORS
+    )
+    scores = {} if total is None else {"answer": total, "format": 1.0}
+    gold = None if total is None else float(total == 1)
+    return SampledRollout(
+        name, {"problem": "3 + 4 * 2"}, {"answer": "11"}, {"answer": said}, steps, total, gold, scores, f"said {said}"
     )
 
 

@@ -10,14 +10,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from colever.samples import cut
 from colever.tracking import page_figures
 from colever.tracking.figures import LEVER_COLOURS, PALETTE, arm_label, cost_units, drawn_arms
 from colever.tracking.report import best_cell, effect_text, footnotes, measure, verdict
+from colever.tracking.rollouts import score_text, step_text
 from colever.tracking.tables import Table, criteria, tables
 from colever.types import Flips, StudyReport
 
 IDS_SHOWN = 500  # of flipped examples, in each direction
-TEXT_SHOWN = 2000  # characters of one field of a demo or of an example
+TEXT_SHOWN = 2000  # characters of one field of a demo or of an example, of a prompt or of a completion
 # On a dark ground these would be hard to tell from it, or from the text.
 DARK = {"#8c8c8c": "#9a9a9a", "#0072b2": "#4aa8e0", "#009e73": "#2dbf93", "#262626": "#d9d9d9", "#7f3c8d": "#b57cc4"}
 
@@ -30,12 +32,14 @@ def to_html(report: StudyReport) -> str:
         loader=PackageLoader("colever.tracking", ""), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {"unbroken": unbroken, "brief": brief, "id": anchor, "kinds": kinds}
+    made.filters |= {"unbroken": unbroken, "brief": brief, "id": anchor, "kinds": kinds, "scored": score_text}
+    made.filters |= {"calls": step_text, "middle": lambda text: cut(text, TEXT_SHOWN)}
     return made.get_template("page.html").render(_content(report), zip=zip)
 
 
 def _content(report: StudyReport) -> dict[str, Any]:
     found = tables(report)
+    flipped = {*report.flips.gained, *report.flips.lost} if report.flips else set()
     watched = [table for name, table in found.items() if name.startswith("watched ")]
     return {
         "report": report,
@@ -56,6 +60,7 @@ def _content(report: StudyReport) -> dict[str, Any]:
         "prompts": report.path[-1].kept.prompts if report.path else {},
         "flips": report.flips,
         "turned": _turned(report.flips) if report.flips else (),
+        "others": {name: pair for name, pair in report.rollouts.items() if name not in flipped},
         "footnotes": list(footnotes(report)),
         "colours": {colour: DARK.get(colour, colour) for colour in dict.fromkeys([*LEVER_COLOURS.values(), *PALETTE])},
     }
