@@ -103,12 +103,16 @@ class Session:
 
 
 class Gatherer:
-    """Batches calls that belong to no session: the first caller waits a moment, then runs all that came."""
+    """Batches calls that belong to no session: the first caller waits a moment, then runs all that came.
+
+    While a batch runs the next one goes on filling, so that many threads make few batches.
+    """
 
     def __init__(self, complete: Complete, seconds: float = 0.002) -> None:
         self._complete = complete
         self._seconds = seconds
         self._lock = threading.Lock()
+        self._running = threading.Lock()
         self._slots: list[_Slot] = []
 
     def request(self, request: TokenRequest) -> Completion:
@@ -125,8 +129,9 @@ class Gatherer:
         answers: Sequence[Completion | BaseException]
         try:
             time.sleep(self._seconds)
-            self._close(slots)
-            answers = self._complete([s.request for s in slots])
+            with self._running:
+                self._close(slots)
+                answers = self._complete([s.request for s in slots])
         except BaseException as error:  # noqa: BLE001 - each waiting thread raises it, this one too
             self._close(slots)
             answers = [error] * len(slots)

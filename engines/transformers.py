@@ -147,8 +147,13 @@ class TransformersEngine:
 
     @property
     def meter(self) -> Cost:
-        """Running totals since the engine was made: tokens computed and FLOPs."""
+        """Running totals since the engine was made, sampling and training in place: tokens computed and FLOPs."""
         return self._cost
+
+    def book(self, cost: Cost) -> None:
+        """Add to ``meter`` what others did with the model: its training in place."""
+        with self._lock:
+            self._cost = self._cost + cost
 
     def generate(self, requests: Sequence[TokenRequest], stores: Stores | None = None) -> list[Completion]:
         """Complete all requests; the result of each depends on it and the weights alone (to float rounding).

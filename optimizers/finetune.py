@@ -12,9 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colever.engines.generation import ModelShape
+from colever.engines.prefix_store import causal
 from colever.errors import LeverError, UsageError
 from colever.optimizers.trainable import save_weights, trainable
 from colever.optimizers.trainer_loop import own_dtype
+from colever.types import Cost
 
 if TYPE_CHECKING:
     from colever.engines.transformers import TransformersEngine
@@ -28,7 +31,7 @@ Messages = Sequence[Mapping[str, str]]
 def finetune(
     engine: TransformersEngine, parent: Weights, chats: Sequence[Messages], settings: FinetuneSettings, folder: Path
 ) -> tuple[Weights, list[float]]:
-    """New weights in ``folder/weights``, from ``parent``, and the loss of every update.
+    """New weights in ``folder/weights``, from ``parent``, and the loss of every update; the engine's meter counts it.
 
     Raises UsageError for rows that cannot be trained on, LeverError for a loss that is not finite.
     """
@@ -64,6 +67,13 @@ def chat_row(engine: TransformersEngine, place: int, chat: Messages) -> dict[str
     }
 
 
+def row_cost(shape: ModelShape, inputs: Mapping[str, Any], backward: float) -> Cost:
+    """Forward and backward over padded rows, (rows, length) in ``input_ids``; ``backward`` in forward passes."""
+    rows, length = inputs["input_ids"].shape
+    forward = shape.flops(rows * length, rows * causal(length), rows * length)
+    return Cost(trained_tokens=int((inputs["labels"] != IGNORED).sum()), flops=forward * (1.0 + backward))
+
+
 def _train(
     model: Any, engine: TransformersEngine, rows: Sequence[Mapping[str, Any]], s: FinetuneSettings, folder: Path
 ) -> list[float]:
@@ -71,9 +81,16 @@ def _train(
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
+    shape = ModelShape.of(engine.model)
+    backward = 2.0 if s.peft == "none" else 1.0  # under an adapter there are no gradients of the weights below it
+
     class Trainer(SFTTrainer):
         def _send_telemetry(self) -> None:
             """None."""
+
+        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            engine.book(row_cost(shape, inputs, backward))
+            return super().training_step(model, inputs, *args, **kwargs)
 
     arguments = SFTConfig(
         output_dir=str(folder),

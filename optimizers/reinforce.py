@@ -34,7 +34,7 @@ from colever.optimizers.dspy_settings import ReinforceSettings, checked
 from colever.optimizers.finetune import completion_ids
 from colever.optimizers.trainable import save_weights, trainable
 from colever.optimizers.trajectories import TrainingBatch, training_batch
-from colever.types import Completion, Rollout, Score, Step, Weights
+from colever.types import Completion, Cost, Rollout, Score, Step, Weights
 
 if TYPE_CHECKING:
     import dspy
@@ -228,6 +228,7 @@ class _Updates:
             SimpleQueue()
         )  # an entry whenever the loop wants a batch or ends
         self._heard: dict[str, float] = {}
+        self._engine = engine
         self._trainer = ProgramTrainer(
             model, engine.tokenizer, settings, folder, self._next, self._after, touched=engine.touched
         )
@@ -236,9 +237,12 @@ class _Updates:
         self._await()
 
     def make(self, batch: TrainingBatch) -> dict[str, float]:
-        """One update; its metrics. Raises what the trainer raises."""
+        """One update, booked on the engine; its metrics. Raises what the trainer raises."""
+        tokens, flops = self._trainer.trained_tokens, self._trainer.flops
         self._batches.put(batch)
         self._await()
+        trained = Cost(trained_tokens=self._trainer.trained_tokens - tokens, flops=self._trainer.flops - flops)
+        self._engine.book(trained)
         return self._heard
 
     def end(self) -> None:

@@ -255,13 +255,9 @@ class _Pull:
         for name, value in values.items():
             self.curves.setdefault(name, []).append((update, float(value)))
         tokens, flops = self.trainer.trained_tokens, self.trainer.flops
-        self.budget.charge(
-            Cost(
-                trained_tokens=tokens - self.charged[0],
-                flops=flops - self.charged[1],
-                seconds=metrics["seconds/update"],
-            )
-        )
+        trained = Cost(trained_tokens=tokens - self.charged[0], flops=flops - self.charged[1])
+        self.engine.book(trained)
+        self.budget.charge(dataclasses.replace(trained, seconds=metrics["seconds/update"]))
         self.charged = (tokens, flops)
         self.progress.update(update + 1, self.settings.updates, f"weights: reward {batch.reward:.3f}")
 

@@ -10,6 +10,7 @@ from dspy.utils.dummies import DummyLM
 from dspy_parts import ADAPTER, Pick, Picker, chats, high_share, is_high, words
 
 import colever
+from colever.engines.generation import ModelShape
 from colever.engines.lm import open_engine
 from colever.errors import UsageError
 from colever.optimizers.finetune import chat_row, completion_ids
@@ -66,6 +67,18 @@ def test_bootstrap_finetune_teaches_what_the_teacher_does(engine, finetune_home,
     loaded.load(tmp_path / "program.json", allow_unsafe_lm_state=True)
     assert loaded.pick.lm.engine is not engine
     assert loaded(word="w5").answer == "7"
+
+
+def test_supervised_training_is_on_the_engines_meter(engine):
+    rows = [{"messages": chat} for chat in chats("7", 3)]
+    lengths = [chat_row(engine, i, row["messages"]) for i, row in enumerate(rows)]
+    longest, answers = max(len(r["input_ids"]) for r in lengths), [i != -100 for r in lengths for i in r["labels"]]
+    shape, before = ModelShape.of(engine.model), engine.meter
+    how = {"num_train_epochs": 2, "per_device_train_batch_size": 3}
+    assert isinstance(base_lm(engine).finetune(rows, "chat", how).result(), dspy.LM)
+    spent = engine.meter - before
+    assert spent.trained_tokens == 2 * sum(answers)
+    assert spent.flops == 2 * 3 * shape.flops(3 * longest, 3 * longest * (longest + 1) // 2, 3 * longest)
 
 
 def test_supervised_loss_is_on_the_answer_alone_and_falls(engine):

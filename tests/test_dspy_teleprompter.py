@@ -11,6 +11,7 @@ import colever
 from colever import WeightTeleprompter
 from colever.engines.lm import open_engine
 from colever.errors import BudgetExhausted, TaskError, UsageError
+from colever.optimizers.budget import Budget
 from colever.optimizers.teleprompter import metric_rubric
 from colever.types import Weights
 
@@ -65,6 +66,19 @@ def test_it_learns_from_a_metric_and_spares_the_student(engine, student, finetun
     weights = loaded.pick.lm.engine.named.find(loaded.pick.lm.model)
     assert weights.path.startswith(str(finetune_home))
     assert answers(loaded) == answers(program)
+
+
+def test_the_engines_meter_holds_all_that_it_cost(engine, student, monkeypatch):
+    from colever.optimizers import teleprompter
+
+    ledgers = []
+    monkeypatch.setattr(teleprompter, "Budget", lambda caps: ledgers.append(Budget(caps)) or ledgers[-1])
+    before = engine.meter
+    WeightTeleprompter(is_high, **{**SMALL, "updates": 2}).compile(student, trainset=words(4))
+    spent, ledger = engine.meter - before, ledgers[-1].spent
+    assert spent.trained_tokens == ledger.trained_tokens > 0
+    assert spent.completion_tokens == ledger.completion_tokens > 0
+    assert spent.flops == pytest.approx(ledger.flops)
 
 
 def test_demos_are_in_the_prompts_that_are_trained_on(engine, student, monkeypatch):

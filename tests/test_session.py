@@ -58,6 +58,27 @@ def test_calls_at_once_are_one_batch() -> None:
     assert len(batches) < 5
 
 
+def test_while_a_batch_runs_the_next_one_fills() -> None:
+    batches: list[int] = []
+    go_on = threading.Event()
+
+    def complete(requests: Sequence[TokenRequest]) -> list[Completion]:
+        batches.append(len(requests))
+        go_on.wait(10)
+        return answer(requests)
+
+    gatherer = Gatherer(complete, seconds=0.0)
+    first = Caller(gatherer, 0)
+    until(lambda: batches == [1])
+    later = []
+    for token in range(1, 6):
+        later.append(Caller(gatherer, token))
+        until(lambda token=token: len(gatherer._slots) == token)  # type: ignore[misc]
+    go_on.set()
+    assert [c.result().prompt_ids for c in [first, *later]] == [(token,) for token in range(6)]  # type: ignore[union-attr]
+    assert batches == [1, 5]
+
+
 def test_an_interrupt_while_the_leader_waits_reaches_all_and_later_calls_run(monkeypatch: pytest.MonkeyPatch) -> None:
     gatherer, callers = Gatherer(answer), list[Caller]()
 
