@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from filelock import FileLock
@@ -126,13 +126,16 @@ class _Run:
         if not self.state.trials:  # a study that goes on was made by its first command
             self.folder.write_manifest(manifest(config, self.evaluator.grounds))
         self.folder.write(self.state)
+        splits = [task.described(name) for name in ("train", "dev", "test", *task.watched)]
         plan = f"{config.trials} trials: {'; '.join(space.schedules(config)[: config.trials])}"
         key = study_key(config, self.evaluator.grounds)
         self.tracker.study_started(
-            self.folder.name, config.task, config.model, config.model_dump(mode="json"), plan, key
-        )
+            self.folder.name, config.task, config.model, config.model_dump(mode="json"), plan, key,
+            splits=splits, manifest=self._manifest(),
+        )  # fmt: skip
         self.progress.update(0, len(task.dev), "base on dev")
         self.base_dev = self.evaluator(self.base, budget=self.budget, on_done=self._told("base on dev", len(task.dev)))
+        self.tracker.base_evaluated(self.base_dev, self.evaluator.rollouts(self.base))
         self.study = _open_study(self.folder, key)
         self._line_up()
         trials = self.study.get_trials(deepcopy=False)
@@ -195,7 +198,7 @@ class _Run:
                 self.budget.charge(record.cost)
             self.charged.add(record.key)
             self.mark = self.budget.spent
-            self.tracker.round_finished(trial.number, index, record, seen)
+            self.tracker.round_finished(trial.number, index, record, seen, self.evaluator.rollouts(record.child))
             if index not in reported:
                 trial.report(record.dev.score, step=index)
             told = index >= max(reported, default=0)  # Optuna judges the last round that was told, before a kill too
@@ -286,7 +289,7 @@ class _Run:
             if not seen:
                 self.budget.charge(made.cost)
             self.charged.add(made.key)
-            self.tracker.round_finished(record.number, index, made, seen)
+            self.tracker.round_finished(record.number, index, made, seen, self.evaluator.rollouts(made.child))
         self.tracker.trial_finished(record)
 
     def _restore(self, entry: TrialEntry) -> None:
@@ -338,6 +341,13 @@ class _Run:
 
     def _record(self, trial: optuna.trial.FrozenTrial) -> TrialRecord:
         return self.folder.trials(replace(self.state, trials=(_entry(trial),)))[0]
+
+    def _manifest(self) -> dict[str, Any] | None:
+        """None of a study that was made before there were manifests."""
+        try:
+            return self.folder.manifest()
+        except StoreError:
+            return None
 
     def _note(self, text: str) -> None:
         self.state = replace(self.state, notes=(*self.state.notes, text))

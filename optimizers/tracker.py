@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from colever.types import RoundRecord, StudyReport, TrialRecord
+from colever.samples import SampledRollout
+from colever.split import Split
+from colever.types import Evaluation, RoundRecord, StudyReport, TrialRecord
 
 
 class Tracker(Protocol):
     """Told in order; every call may come again after an interrupt, with the same content.
 
-    ``key`` tells a study from an earlier one of its name: it is of everything that the trials depend on.
+    ``key`` tells a study from an earlier one of its name: it is of everything that the trials depend on. ``rollouts``
+    are those kept of base, or of the round's child, on dev.
     """
 
     def study_started(
-        self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str, key: str = ""
+        self,
+        study: str,
+        task: str,
+        model: str,
+        config: Mapping[str, Any],
+        plan: str,
+        key: str = "",
+        splits: Sequence[Split] = (),
+        manifest: Mapping[str, Any] | None = None,
     ) -> None: ...
+    def base_evaluated(self, state: Evaluation, rollouts: Sequence[SampledRollout] = ()) -> None: ...
     def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None: ...
-    def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool) -> None: ...
+    def round_finished(
+        self, trial: int, index: int, record: RoundRecord, reused: bool, rollouts: Sequence[SampledRollout] = ()
+    ) -> None: ...
     def trial_finished(self, record: TrialRecord) -> None: ...
     def study_finished(self, report: StudyReport) -> None: ...
     def study_stopped(self, reason: str) -> None: ...
@@ -28,14 +42,27 @@ class NullTracker:
     """Tells nobody."""
 
     def study_started(
-        self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str, key: str = ""
+        self,
+        study: str,
+        task: str,
+        model: str,
+        config: Mapping[str, Any],
+        plan: str,
+        key: str = "",
+        splits: Sequence[Split] = (),
+        manifest: Mapping[str, Any] | None = None,
     ) -> None:
+        return None
+
+    def base_evaluated(self, state: Evaluation, rollouts: Sequence[SampledRollout] = ()) -> None:
         return None
 
     def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None:
         return None
 
-    def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool) -> None:
+    def round_finished(
+        self, trial: int, index: int, record: RoundRecord, reused: bool, rollouts: Sequence[SampledRollout] = ()
+    ) -> None:
         return None
 
     def trial_finished(self, record: TrialRecord) -> None:
