@@ -28,6 +28,7 @@ from colever.optimizers.budget import Budget
 from colever.optimizers.elsewhere import other_tasks, others_of, read_elsewhere, trained
 from colever.optimizers.evaluate import Evaluator
 from colever.optimizers.fronts import AXES
+from colever.optimizers.ledger import Ledger
 from colever.optimizers.lever import Lever, NullProgress, Progress, Staged
 from colever.optimizers.manifest import manifest
 from colever.optimizers.side_by_side import with_rollouts
@@ -35,7 +36,7 @@ from colever.optimizers.store import EvaluationStore, RoundStore
 from colever.optimizers.study import StudyFolder, StudyState, TrialEntry, priced, trial_record
 from colever.optimizers.tracker import NullTracker, Tracker
 from colever.optimizers.trials import Trials, entry_of, study_key
-from colever.optimizers.workers import FLYING, Workers
+from colever.optimizers.workers import Workers
 from colever.types import Cost, LeverName, RoundRecord, StudyReport, TrialRecord
 
 if TYPE_CHECKING:
@@ -114,10 +115,7 @@ class _Run:
     tracker: Tracker
     progress: Progress
     workers: Workers
-    charged: dict[str, Cost] = field(default_factory=dict)  # rounds on the ledger, and what failed pulls lost
-    known: set[int] = field(default_factory=set)  # ended and failed trials on the ledger
     keys: list[str] = field(default_factory=list)  # finished rounds of the trial at hand
-    mark: Cost = field(default_factory=Cost)  # the ledger when the last of them, or the trial before, had ended
     spent: bool = False  # the study's budget has ended
 
     def open(self) -> None:
@@ -126,7 +124,8 @@ class _Run:
         space.ranges(config)
         self.others = other_tasks(config)
         self.rounds = RoundStore(self.folder.home)
-        self.budget = Budget(config.budget, shared=self, dollars_per_hour=config.dollars_per_hour)
+        self.ledger = Ledger(config, self.workers)
+        self.budget = self.ledger.budget
         self.rounds.clear()
         self.evaluator = Evaluator.of(
             task, self.engine, EvaluationStore(self.folder.home), config.seed, config.sample_rollouts
@@ -141,24 +140,28 @@ class _Run:
                 self.folder.write_manifest(manifest(config, self.evaluator.grounds))
             self.folder.write(self.state)
             plan = f"{config.trials} trials: {'; '.join(space.schedules(config)[: config.trials])}"
-            settings = config.model_dump(mode="json")
-            self.tracker.study_started(self.folder.name, config.task, config.model, settings, plan, key, alone=alone)
+            splits = [task.described(name) for name in ("train", "dev", "test", *task.watched)]
+            self.tracker.study_started(
+                self.folder.name, config.task, config.model, config.model_dump(mode="json"), plan, key,
+                splits, self._manifest(), alone=alone,
+            )  # fmt: skip
         self.progress.update(0, len(task.dev), "base on dev")
         self.base_dev = self.evaluator(self.base, budget=self.budget, on_done=self._told("base on dev", len(task.dev)))
-        self.mark = self.budget.spent  # every worker has it on its own ledger
+        self.ledger.mark()  # every worker has base on its own
         with self.workers.writing():
+            self.tracker.base_evaluated(self.base_dev, self.evaluator.rollouts(self.base))
             self.trials = Trials(self.folder, config, key, self.workers)
             self.trials.line_up()
             for trial in self.trials.ended():
                 self._retell(trial)
-            self._catch_up()
+            self.ledger.catch_up([*self.trials.ended(), *self.trials.failed()], self.rounds)
             self._write()  # a kill may have come between the study's database and this file
 
     def run_trials(self) -> None:
         """Trials one after the other, one that was interrupted first, until no worker has one left."""
         while True:
             with self.workers.writing():
-                self._catch_up()
+                self.ledger.catch_up([*self.trials.ended(), *self.trials.failed()], self.rounds)
                 trial = None if self.spent else self.trials.claim()
                 elsewhere = [] if trial else self.trials.elsewhere()
             if trial is not None:
@@ -217,21 +220,17 @@ class _Run:
         known = self.trials.all()[trial.number]
         first, reported = "fixed_params" in known.system_attrs, set(known.intermediate_values)
         levers = self._levers(schedule, settings)
-        self.keys, self.mark = [], self.budget.spent
+        self.keys = []
+        self.ledger.mark()
         pruned = False
 
         def on_round(index: int, record: RoundRecord, stored: bool) -> bool:
             nonlocal pruned
             self.keys.append(record.key)
-            seen = record.key in self.charged
-            if stored and not seen:
-                self.budget.reserve(rollouts=record.cost.rollouts)
-                self._charge(record.key, record.cost)
-            self.charged[record.key] = record.cost
-            self.mark = self.budget.spent
-            self.tell()
+            seen = self.ledger.end_round(record, stored)
             with self.workers.writing():
-                self.tracker.round_finished(trial.number, index, self._at_price(record), seen)
+                kept = self.evaluator.rollouts(record.child)
+                self.tracker.round_finished(trial.number, index, self._at_price(record), seen, kept)
                 if index not in reported:
                     trial.report(record.dev.score, step=index)
             told = index >= max(reported, default=0)  # Optuna judges the last round that was told, before a kill too
@@ -259,7 +258,7 @@ class _Run:
             trial.set_user_attr("short", self.task.target - score)
             state = TrialState.PRUNED if pruned else TrialState.COMPLETE
             self.trials.study.tell(trial, None if pruned else value, state=state)
-            self.known.add(trial.number)
+            self.ledger.end_trial(trial.number)
             self._write()
             self.tracker.trial_finished(priced(record, config.dollars_per_hour))
 
@@ -271,53 +270,23 @@ class _Run:
         with self.workers.writing():
             trial.set_user_attr("error", reason)
             trial.set_user_attr("rounds", self.keys)
-            lost = self.budget.spent - self.mark
-            trial.set_user_attr("lost", asdict(lost))
+            trial.set_user_attr("lost", asdict(self.ledger.fail_trial(trial.number)))
             self.trials.study.tell(trial, state=TrialState.FAIL)
-            self.known.add(trial.number)
-            self.charged[f"lost {trial.number}"], self.mark = lost, self.budget.spent
             self._write()
 
-    # --- what others did, now or in an earlier call --------------------------------------------------
-
-    def _catch_up(self) -> None:
-        """Charge the trials that ended or failed elsewhere since the last look, each round once."""
-        for trial in [*self.trials.ended(), *self.trials.failed()]:
-            if trial.number not in self.known:
-                self.known.add(trial.number)
-                if trial.state is TrialState.FAIL:
-                    self._charge(f"lost {trial.number}", Cost(**trial.user_attrs["lost"]))
-                for key in trial.user_attrs["rounds"]:
-                    if key not in self.charged and (record := self.rounds.get(key)) is not None:
-                        self._charge(key, record.cost)
-
-    def _charge(self, name: str, cost: Cost) -> None:
-        """Once for each name."""
-        if name not in self.charged:
-            self.charged[name] = cost
-            self.mark = self.mark + cost
-            self.budget.charge(cost)
-
-    def elsewhere(self) -> Cost:
-        """What other workers spent that is not on this one's ledger."""
-        found = self.workers.published()
-        return sum((cost for name, cost in found.items() if name not in self.charged), Cost())
-
-    def tell(self) -> None:
-        """The other workers, what is on this one's ledger."""
-        if self.config.budget:
-            self.workers.publish({**self.charged, FLYING: self.budget.spent - self.mark})
+    # --- what an earlier call did --------------------------------------------------------------------
 
     def _retell(self, trial: optuna.trial.FrozenTrial) -> None:
         """An ended trial, told and charged again as if it ran now; a round that is gone is made again."""
         self._restore(entry_of(trial))
-        self.known.add(trial.number)
+        self.ledger.end_trial(trial.number)
         record = self._record(trial)
         self.tracker.trial_started(record.number, record.schedule, record.settings)
         for index, made in enumerate(record.rounds):
-            seen = made.key in self.charged
-            self._charge(made.key, made.cost)
-            self.tracker.round_finished(record.number, index, self._at_price(made), seen)
+            seen = made.key in self.ledger
+            self.ledger.charge(made.key, made.cost)
+            kept = self.evaluator.rollouts(made.child)
+            self.tracker.round_finished(record.number, index, self._at_price(made), seen, kept)
         self.tracker.trial_finished(priced(record, self.config.dollars_per_hour))
 
     def _restore(self, entry: TrialEntry) -> None:
@@ -381,6 +350,13 @@ class _Run:
 
     def _at_price(self, record: RoundRecord) -> RoundRecord:
         return replace(record, cost=record.cost.priced(self.config.dollars_per_hour))
+
+    def _manifest(self) -> dict[str, Any] | None:
+        """None of a study that was made before there were manifests."""
+        try:
+            return self.folder.manifest()
+        except StoreError:
+            return None
 
     def _note(self, text: str) -> None:
         self.state = replace(self.state, notes=(*self.state.notes, text))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from colever.types import RoundRecord, StudyReport, TrialRecord
+from colever.samples import SampledRollout
+from colever.split import Split
+from colever.types import Evaluation, RoundRecord, StudyReport, TrialRecord
 
 
 class Tracker(Protocol):
     """Told in order; every call may come again after an interrupt, with the same content.
 
     ``key`` tells a study from an earlier one of its name: it is of everything that the trials depend on. ``alone`` is
-    false where other processes run the study too: their runs are to be left as they are.
+    false where other processes run the study too: their runs are to be left as they are. ``rollouts`` are those kept
+    of base, or of the round's child, on dev.
     """
 
     def study_started(
@@ -23,11 +26,16 @@ class Tracker(Protocol):
         config: Mapping[str, Any],
         plan: str,
         key: str = "",
+        splits: Sequence[Split] = (),
+        manifest: Mapping[str, Any] | None = None,
         *,
         alone: bool = True,
     ) -> None: ...
+    def base_evaluated(self, state: Evaluation, rollouts: Sequence[SampledRollout] = ()) -> None: ...
     def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None: ...
-    def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool) -> None: ...
+    def round_finished(
+        self, trial: int, index: int, record: RoundRecord, reused: bool, rollouts: Sequence[SampledRollout] = ()
+    ) -> None: ...
     def trial_finished(self, record: TrialRecord) -> None: ...
     def study_finished(self, report: StudyReport) -> None: ...
     def study_stopped(self, reason: str, *, alone: bool = True) -> None: ...
@@ -44,15 +52,22 @@ class NullTracker:
         config: Mapping[str, Any],
         plan: str,
         key: str = "",
+        splits: Sequence[Split] = (),
+        manifest: Mapping[str, Any] | None = None,
         *,
         alone: bool = True,
     ) -> None:
         return None
 
+    def base_evaluated(self, state: Evaluation, rollouts: Sequence[SampledRollout] = ()) -> None:
+        return None
+
     def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None:
         return None
 
-    def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool) -> None:
+    def round_finished(
+        self, trial: int, index: int, record: RoundRecord, reused: bool, rollouts: Sequence[SampledRollout] = ()
+    ) -> None:
         return None
 
     def trial_finished(self, record: TrialRecord) -> None:

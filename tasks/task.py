@@ -13,6 +13,7 @@ from typing import Any
 import dspy
 
 from colever.errors import TaskError
+from colever.split import Split
 from colever.tasks.rubric import Rubric
 from colever.tasks.source import code_digest, contents_digest, source_digest
 from colever.types import Candidate, PredictorPrompt, Score, Step, digest_of
@@ -62,6 +63,12 @@ class Task:
         """(id, example) pairs of ``train``, ``dev``, ``test`` or a watched split, in order; ids are unique."""
         rows = self.watched[split] if split in self.watched else getattr(self, split)
         return [(str(row.get("id", f"{split}-{i}")), row) for i, row in enumerate(rows)]
+
+    def described(self, split: str) -> Split:
+        """A split by name, size and digest, for those that need no examples."""
+        rows = self.examples(split)
+        fields = tuple(rows[0][1].keys()) if rows else ()
+        return Split(split, digest_of([[name, row.toDict()] for name, row in rows]), len(rows), fields)
 
     def score(self, example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[Step]) -> Score:
         """The rubric's score with gold attached (gold: TaskError if it raises or leaves [0, 1])."""

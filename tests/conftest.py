@@ -135,3 +135,13 @@ def finetune_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where DSPy's trainers put weights, for one test."""
     monkeypatch.setenv("DSPY_FINETUNEDIR", str(tmp_path / "finetune"))
     return tmp_path / "finetune"
+
+
+@pytest.fixture(scope="session")
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder with an empty MLflow database: making one takes seconds, copying it none."""
+    from colever.tracking import store
+
+    home = tmp_path_factory.mktemp("empty")
+    store.open_client(home)
+    return home

@@ -16,23 +16,16 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from synthetic_study import BASE, around, evaluation, make_report, make_trials
+from synthetic_study import BASE, around, evaluation, make_report, make_rollout, make_trials
 
 from colever.errors import StoreError
 from colever.optimizers.tracker import Tracker
+from colever.split import Split
 from colever.tracking import store
 from colever.tracking.mlflow_tracker import MlflowTracker
 from colever.types import Candidate, Cost, TrialRecord
 
 STUDY, TASK = "arithmetic-seed-s0", "arithmetic"
-
-
-@pytest.fixture(scope="module")
-def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home folder with an empty database: making one takes seconds, copying it none."""
-    home = tmp_path_factory.mktemp("empty")
-    store.open_client(home)
-    return home
 
 
 @pytest.fixture
@@ -50,21 +43,30 @@ def told(empty_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+SPLITS = [Split(name, f"digest-{name}", size, ("problem", "answer")) for name, size in (("train", 96), ("dev", 64))]
+ROLLOUTS = [make_rollout(f"dev-{i}", total, said) for i, (total, said) in enumerate([(1.0, "11"), (0.5, "12")])]
+
+
 def start(tracker: MlflowTracker) -> None:
-    tracker.study_started(STUDY, TASK, "seed", {"seed": 0, "trials": 4, "weights": {"updates": 40}}, "4 trials: p; w")
+    config = {"seed": 0, "trials": 4, "weights": {"updates": 40}}
+    tracker.study_started(
+        STUDY, TASK, "seed", config, "4 trials: p; w", splits=SPLITS, manifest={"command": "colever sweep arithmetic"}
+    )
 
 
 def tell(tracker: MlflowTracker, trials: Sequence[TrialRecord], *, finish: bool = True) -> None:
     start(tracker)
+    tracker.base_evaluated(trials[0].rounds[0].before, ROLLOUTS)
     seen: set[str] = set()
     for trial in trials:
         tracker.trial_started(trial.number, trial.schedule, trial.settings)
         for index, record in enumerate(trial.rounds):
-            tracker.round_finished(trial.number, index, record, record.key in seen)
+            tracker.round_finished(trial.number, index, record, record.key in seen, ROLLOUTS)
             seen.add(record.key)
         tracker.trial_finished(trial)
     if finish:
-        tracker.study_finished(make_report(trials))
+        pairs = {"test-7": (make_rollout("test-7", 0.5, "12"), make_rollout("test-7", 1.0, "11"))}
+        tracker.study_finished(replace(make_report(trials), rollouts=pairs))
 
 
 def runs_of(home: Path, **tags: str) -> list[Run]:
@@ -238,6 +240,7 @@ def test_a_stopped_study_leaves_no_running_run(home: Path) -> None:
     tracker, trial = MlflowTracker(home), make_trials()[2]
     tracker.study_stopped("before it began")
     start(tracker)
+    tracker.base_evaluated(trial.rounds[0].before)
     tracker.trial_started(2, trial.schedule, trial.settings)
     tracker.round_finished(2, 0, trial.rounds[0], False)
     tracker.study_stopped("interrupted")

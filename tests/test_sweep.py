@@ -31,22 +31,14 @@ class Told(NullTracker):
         self.events: list[Any] = []
 
     def study_started(
-        self,
-        study: str,
-        task: str,
-        model: str,
-        config: Mapping[str, Any],
-        plan: str,
-        key: str = "",
-        *,
-        alone: bool = True,
+        self, study: str, task: str, model: str, config: Mapping[str, Any], plan: str, *rest: Any, **more: Any
     ) -> None:
         self.events.append(("study", study, plan))
 
     def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None:
         self.events.append(("trial", number, schedule))
 
-    def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool) -> None:
+    def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool, rollouts: Any = ()) -> None:
         self.events.append(("round", trial, index, record.lever, reused))
 
     def study_stopped(self, reason: str, *, alone: bool = True) -> None:

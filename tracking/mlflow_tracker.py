@@ -12,16 +12,22 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colever.errors import StoreError
+from colever.samples import SampledRollout
+from colever.split import Split
 from colever.tracking import numbers, store
+from colever.tracking.inputs import log_inputs
+from colever.tracking.machine import Machine
 from colever.tracking.note import study_note, trial_note
 from colever.tracking.page import to_html
+from colever.tracking.registry import SMALL_WEIGHTS, register, size_of
 from colever.tracking.report import spelled
 from colever.tracking.report_json import to_json
+from colever.tracking.traces import link_traces, log_traces, replace_traces
 from colever.tracking.view import quoted, study_views, tags_of
 from colever.types import Candidate, Evaluation, RoundRecord, StudyReport, TrialRecord
 
@@ -33,7 +39,6 @@ PARENT = "mlflow.parentRunId"
 COLOUR = "mlflow.runColor"
 # The same arm has the same colour in every study, and in the figures; longer schedules get MLflow's own.
 COLOURS = {"": "#8c8c8c", "p": "#e69f00", "w": "#0072b2", "p,w": "#009e73", "w,p": "#cc79a7"}
-SMALL_WEIGHTS = 16 * 2**20  # bytes; a larger set is only referred to
 _log = logging.getLogger(__name__)
 
 
@@ -48,12 +53,15 @@ class MlflowTracker:
         self.home = Path(home)
         self._wait = wait
         self._client = store.open_client(self.home, wait)
-        self._experiment = ""
+        self._uri, self._experiment = store.tracking_uri(self.home), ""
         self._study = ""
         self._labels: dict[str, str] = {}  # task and model: tags of every run
         self._study_run = ""
         self._trial_runs: dict[int, Run] = {}
         self._rounds: dict[int, list[RoundRecord]] = {}  # of the trials told of in this process
+        self._splits: Sequence[Split] = ()
+        self._config: dict[str, Any] = {}
+        self._machine = Machine()
 
     # --- the protocol ----------------------------------------------------------------------------
 
@@ -65,6 +73,8 @@ class MlflowTracker:
         config: Mapping[str, Any],
         plan: str,
         key: str = "",
+        splits: Sequence[Split] = (),
+        manifest: Mapping[str, Any] | None = None,
         *,
         alone: bool = True,
     ) -> None:
@@ -76,6 +86,7 @@ class MlflowTracker:
             self._study, self._labels = study, {"task": task, "model": model, "study": study}
             self._experiment = self._open_experiment(task)
             self._trial_runs, self._rounds = {}, {}
+            self._splits, self._config = splits, dict(config)
             self._set_aside(key)
             run = self._find(kind="study") or self._create(study, {"kind": "study", "key": key})
             self._study_run = run.info.run_id
@@ -84,9 +95,30 @@ class MlflowTracker:
             self._client.update_run(self._study_run, status="RUNNING")
             self._log_params(run, numbers.params_of({k: v for k, v in config.items() if not isinstance(v, Mapping)}))
             self._client.log_dict(self._study_run, json.loads(json.dumps(dict(config), default=str)), "config.json")
+            if manifest is not None:
+                self._client.log_dict(self._study_run, dict(manifest), "manifest.json")
+            log_inputs(self._client, self._study_run, task, splits)
             self._log(self._study_run, tags={NOTE: f"Running: {plan}", "stopped": "no"})
             base = self._find(kind="base")
             self._write_views("gold" if base is not None and "dev/gold" in base.data.metrics else "score")
+            if alone:  # else another process writes them
+                self._machine.watch(self._uri, self._study_run)
+
+    def base_evaluated(self, state: Evaluation, rollouts: Sequence[SampledRollout] = ()) -> None:
+        """What every arm starts from, as an arm of its own: nothing pulled, nothing gained, nothing spent."""
+        with self._guarded():
+            run = self._find(kind="base")
+            if run is None:
+                tags = {"kind": "base", "trial": "base", "schedule": "", "arm": "yes", COLOUR: COLOURS[""]}
+                run = self._create("base", tags, self._study_run)
+            if run.info.status == "FINISHED":
+                return
+            self._log(run.info.run_id, numbers.of_base(state), run.info.start_time)
+            self._log_params(run, {"schedule": "base"})
+            self._log_used(run, ("dev",))
+            log_traces(self._uri, run, rollouts, {"study": self._study, "split": "dev", "round": "base"})
+            self._client.set_terminated(run.info.run_id, "FINISHED")
+            self._write_views("score" if state.gold is None else "gold")
 
     def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None:
         with self._guarded():
@@ -100,7 +132,9 @@ class MlflowTracker:
                 self._client.update_run(run.info.run_id, status="RUNNING")
             self._log_params(run, numbers.params_of({"schedule": schedule, **settings}))
 
-    def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool) -> None:
+    def round_finished(
+        self, trial: int, index: int, record: RoundRecord, reused: bool, rollouts: Sequence[SampledRollout] = ()
+    ) -> None:
         """Log round ``index`` (from 0) of a trial once: as its own run, and as the next step of the trial's curves."""
         with self._guarded():
             parent, rounds = self._trial_runs[trial], self._rounds[trial]
@@ -113,9 +147,9 @@ class MlflowTracker:
                 return
             if run is None:
                 run = self._create_round(parent, index, record, reused)
-            if index == 0:
-                self._log_base(record.before)
             self._log_round(run, record)
+            self._log_used(run, ("train", "dev"))
+            self._log_rollouts(run, record, rollouts)
             new_steps = numbers.of_path(rounds, first_step=index + 1 if index else 0)
             self._log(parent.info.run_id, new_steps, parent.info.start_time)
             seconds = 0.0 if run.data.tags["reused"] == "yes" else record.cost.seconds
@@ -159,11 +193,17 @@ class MlflowTracker:
             self._client.log_text(self._study_run, to_html(report), "report.html")
             self._log_figures(report)
             self._write_views(measure)
+            kept = zip(("base", "winner"), zip(*report.rollouts.values(), strict=True), strict=False)
+            replace_traces(self._uri, study, dict(kept))
+            if report.path:
+                register(self._client, study, report, self._config)
+            self._machine.leave()
             self._close_running(except_for=self._study_run)
             self._client.set_terminated(self._study_run, "FINISHED")
 
     def study_stopped(self, reason: str, *, alone: bool = True) -> None:
         """Close every RUNNING run, or this process's own. Never raises a StoreError: another error is on its way."""
+        self._machine.leave()
         if not self._study_run:
             return
         try:
@@ -252,23 +292,25 @@ class MlflowTracker:
 
     # --- what is logged ---------------------------------------------------------------------------
 
-    def _log_base(self, state: Evaluation) -> None:
-        """What every arm starts from, as an arm of its own: nothing pulled, nothing gained, nothing spent."""
-        run = self._find(kind="base")
-        if run is None:
-            tags = {"kind": "base", "trial": "base", "schedule": "", "arm": "yes", COLOUR: COLOURS[""]}
-            run = self._create("base", tags, self._study_run)
-        if run.info.status != "FINISHED":
-            self._log(run.info.run_id, numbers.of_base(state), run.info.start_time)
-            self._log_params(run, {"schedule": "base"})
-            self._client.set_terminated(run.info.run_id, "FINISHED")
-            self._write_views("score" if state.gold is None else "gold")
-
     def _log_round(self, run: Run, record: RoundRecord) -> None:
         self._log(run.info.run_id, numbers.of_round(record), run.info.start_time)
         self._log_params(run, numbers.params_of({"lever": record.lever, **record.settings}))
         self._log_candidate(run.info.run_id, record.child)
         self._client.log_dict(run.info.run_id, dict(record.notes), "notes.json")
+
+    def _log_used(self, run: Run, splits: Sequence[str]) -> None:
+        """Which splits the run has read."""
+        used = [split for split in self._splits if split.name in splits]
+        log_inputs(self._client, run.info.run_id, self._labels["task"], used)
+
+    def _log_rollouts(self, run: Run, record: RoundRecord, rollouts: Sequence[SampledRollout]) -> None:
+        """As traces, written once: of a round that an earlier trial has logged, its traces."""
+        if run.data.tags["reused"] == "yes":
+            if rollouts and (first := self._find(kind="round", key=record.key, reused="no")) is not None:
+                link_traces(self._uri, run, first)
+            return
+        tags = {"study": self._study, "split": "dev", "lever": record.lever}
+        log_traces(self._uri, run, rollouts, tags | {"round": f"{run.data.tags['trial']}.{run.data.tags['round']}"})
 
     def _log_params(self, run: Run, params: Mapping[str, str]) -> None:
         """MLflow's parameters are for ever: one that has changed since (more trials, say) becomes a tag."""
@@ -301,8 +343,7 @@ class MlflowTracker:
         path = candidate.weights.path
         if not weights or path is None or not Path(path).is_dir():
             return
-        size = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
-        if size <= SMALL_WEIGHTS:
+        if size_of(Path(path)) <= SMALL_WEIGHTS:
             self._client.log_artifacts(run_id, path, "candidate/weights")
 
     def _log_figures(self, report: StudyReport) -> None:

@@ -1,0 +1,148 @@
+"""The winner as a version of a registered MLflow model, which loads back and predicts without a pickle.
+
+    MLmodel, requirements.txt …     how MLflow loads it: by the module ``colever.served``
+    data/winner/winner.json         task, base model, engine settings, prompts, where the weights are
+    data/winner/weights/            the weights, where they are small; larger ones are referred to
+
+The model is named after the task; each study is a version of it. Knows MLflow and records; knows no tasks or engines.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colever.types import Candidate, StudyReport
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+LOADER = "colever.served"
+SMALL_WEIGHTS = 16 * 2**20  # bytes; a larger set is only referred to
+
+
+def register(client: MlflowClient, run: Run, report: StudyReport, config: Mapping[str, Any]) -> None:
+    """Make the study's winner a version of its task's model, unless the study's latest version is that winner.
+
+    A study that ends again with another winner gets a new version; the one before is tagged as superseded.
+    """
+    candidate, name = report.path[-1].kept, model_name(report.task)
+    earlier = _versions(client, name, run)
+    if earlier and earlier[0].tags.get("digest") == candidate.digest:
+        return
+    tags = tags_of(report, candidate)
+    logged = client.create_logged_model(
+        run.info.experiment_id, name=report.study[:200], source_run_id=run.info.run_id, tags=tags, model_type="program"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        _save(Path(folder), report, candidate, config)
+        client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
+    client.finalize_logged_model(logged.model_id, "READY")
+    _ensure(client, name, report)
+    made = client.create_model_version(
+        name, logged.artifact_location, run.info.run_id, tags, model_id=logged.model_id,
+        description=description(report),
+    )  # fmt: skip
+    for old in earlier:
+        client.set_model_version_tag(name, old.version, "superseded", f"version {made.version}")
+
+
+def model_name(task: str) -> str:
+    """The task's name as MLflow takes it: without slashes and colons; of a file its name."""
+    file, _, attribute = task.rpartition(":")
+    stem = f"{Path(file).stem}.{attribute}" if file else task
+    return "".join(c if c.isalnum() or c in "-_. " else "-" for c in stem) or "task"
+
+
+def tags_of(report: StudyReport, candidate: Candidate) -> dict[str, str]:
+    """Study, schedule, base model, the digest of prompts and weights, and the score on test."""
+    cell = report.parts.get("p*,w*")
+    test = {"test_score": cell and cell.score, "test_gold": cell and cell.gold}
+    return {
+        "study": report.study,
+        "schedule": report.winner,
+        "base_model": report.model,
+        "digest": candidate.digest,
+        **{name: f"{estimate.value:.4f}" for name, estimate in test.items() if estimate},
+    }
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of its files."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def description(report: StudyReport) -> str:
+    """The verdict, and how to use the version."""
+    from colever.tracking.report import verdict
+
+    row = next((dict(pair[0].inputs) for pair in report.rollouts.values()), {"field": "value"})
+    example = f'mlflow.pyfunc.load_model("models:/{model_name(report.task)}/VERSION").predict([{row!r}])'
+    return f"{verdict(report)}\n\n```python\n{example}\n```"
+
+
+def _versions(client: MlflowClient, name: str, run: Run) -> list[ModelVersion]:
+    """Of this study, the latest first."""
+    found = [v for v in client.search_model_versions(f"run_id = '{run.info.run_id}'") if v.name == name]
+    return sorted(found, key=lambda v: -int(v.version))
+
+
+def _ensure(client: MlflowClient, name: str, report: StudyReport) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException:
+        client.create_registered_model(name, {"task": report.task}, f"Winners of Colever's studies of {report.task}.")
+
+
+def _save(folder: Path, report: StudyReport, candidate: Candidate, config: Mapping[str, Any]) -> None:
+    """``winner`` as ``colever.served`` reads it, and ``model`` around it as MLflow does."""
+    import mlflow.pyfunc
+
+    data = folder / "winner"
+    data.mkdir()
+    weights = candidate.weights
+    if weights.path is not None and Path(weights.path).is_dir() and size_of(Path(weights.path)) <= SMALL_WEIGHTS:
+        shutil.copytree(weights.path, data / "weights")
+        weights = replace(weights, path="weights")
+    task = report.task
+    winner = {
+        "study": report.study,
+        "task": _absolute(task) if ":" in task or task.endswith(".py") else task,
+        "model": report.model if report.model == "seed" else _absolute(report.model),
+        "engine": dict(config.get("engine", {})),
+        "candidate": replace(candidate, weights=weights).to_json(),
+    }
+    (data / "winner.json").write_text(json.dumps(winner, indent=2, ensure_ascii=False), encoding="utf-8")
+    pair = next(iter(report.rollouts.values()), None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # it wants an example of inputs: the version's description has one
+        mlflow.pyfunc.save_model(
+            str(folder / "model"), loader_module=LOADER, data_path=str(data), signature=_signature(pair and pair[1]),
+            pip_requirements=[f"colever=={version('colever')}"],
+        )  # fmt: skip
+
+
+def _signature(rollout: Any) -> Any:
+    """Of a program that reads text only; MLflow's checks of other fields would refuse what the program takes."""
+    from mlflow.models import infer_signature
+
+    if rollout is None or not rollout.outputs or not all(isinstance(v, str) for v in rollout.inputs.values()):
+        return None
+    return infer_signature([dict(rollout.inputs)], [dict(rollout.outputs)])
+
+
+def _absolute(name: str) -> str:
+    """A file or folder by its whole path, since another process starts elsewhere; any other name as it is."""
+    file, sign, attribute = name.partition(":")
+    return f"{Path(file).resolve()}{sign}{attribute}" if Path(file).exists() else name
