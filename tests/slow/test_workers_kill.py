@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_disk import small_disk
 from test_kill import finish, start, timeless
 
 
@@ -94,3 +96,22 @@ def test_a_database_that_is_busy_for_a_while_is_waited_for(tmp_path: Path, name:
         other.execute("ROLLBACK")
     finish(process)
     assert_runs_are_whole(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_study_on_a_full_disk_says_so_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    whole = finish(start(tmp_path / "whole", 0.0))
+    said = []
+    with small_disk(tmp_path / "cut", 0.5) as disk:
+        for megabytes in (1, 2, 3, 4, 6, 8, 12, 16, 32):
+            process = start(disk.folder, 0.0)
+            out, err = process.communicate(timeout=600)
+            if process.returncode == 0:
+                break
+            said.append(err.splitlines()[-1])
+            disk.grow(megabytes)
+        assert timeless(json.loads(out.splitlines()[-1])) == timeless(whole)
+        assert_runs_are_whole(disk.folder)
+    assert len(said) >= 2
+    for line in said:
+        assert "No space left on device" in line or "full" in line, said
