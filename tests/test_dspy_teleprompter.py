@@ -45,14 +45,14 @@ def test_it_learns_from_a_metric_and_spares_the_student(engine, student, finetun
     lm, before, demos = student.pick.lm, answers(student), [dspy.Example(word="w3", answer="3")]
     share, name = high_share(lm, demos=demos), lm.model
     student.pick.demos = demos
-    teleprompter = WeightTeleprompter(is_high, **SMALL)
+    teleprompter = WeightTeleprompter(is_high, **{**SMALL, "updates": 16})
     program = teleprompter.compile(student, trainset=words(8))
 
     assert high_share(program.pick.lm, demos=demos) > share + 0.2
     assert program.pick.demos == student.pick.demos == demos
     assert program._compiled
     assert engine.version == engine.named.find(program.pick.lm.model).digest  # the engine ends with the trained weights
-    assert teleprompter.pull.notes["updates"] == 8
+    assert teleprompter.pull.notes["updates"] == 16
     assert max(gap for _, gap in teleprompter.pull.metrics["logprob_gap"]) < 1e-4  # trained on what was sampled
 
     assert student.pick.lm is lm

@@ -22,6 +22,7 @@ from colever.split import Split
 from colever.tracking import numbers, store
 from colever.tracking.inputs import log_inputs
 from colever.tracking.machine import Machine
+from colever.tracking.names import COLOURS, along
 from colever.tracking.note import study_note, trial_note
 from colever.tracking.page import to_html
 from colever.tracking.registry import SMALL_WEIGHTS, register, size_of
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 NOTE = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
 COLOUR = "mlflow.runColor"
-# The same arm has the same colour in every study, and in the figures; longer schedules get MLflow's own.
-COLOURS = {"": "#8c8c8c", "p": "#e69f00", "w": "#0072b2", "p,w": "#009e73", "w,p": "#cc79a7"}
 _log = logging.getLogger(__name__)
 
 
@@ -265,7 +264,7 @@ class MlflowTracker:
             "trial": parent.data.tags["trial"],
             "round": str(index + 1),
             "lever": record.lever,
-            "after": spelled(",".join(levers[:index])),
+            "after": along(levers[:index]),
             "key": record.key,
             "accepted": "yes" if record.accepted else "no",
             "reused": "yes" if reused else "no",
@@ -273,7 +272,7 @@ class MlflowTracker:
         path = ",".join(levers[: index + 1])
         tags |= {COLOUR: COLOURS[path]} if path in COLOURS else {}
         start = _now() - (0 if reused else round(1000 * record.cost.seconds))
-        return self._create(f"{index + 1}: {spelled(path)}", tags, parent.info.run_id, start)
+        return self._create(f"{index + 1}: {along(levers[: index + 1])}", tags, parent.info.run_id, start)
 
     def _set_aside(self, key: str) -> None:
         """Another study that had this name until its folder was deleted: its runs no longer count as this one's."""

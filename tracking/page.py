@@ -14,7 +14,7 @@ from colever.samples import cut
 from colever.tracking import page_figures
 from colever.tracking.figures import LEVER_COLOURS, PALETTE, arm_label, cost_units, drawn_arms
 from colever.tracking.report import best_cell, effect_text, footnotes, measure, verdict
-from colever.tracking.rollouts import score_text, step_text
+from colever.tracking.rollouts import by_turns, score_text, step_text
 from colever.tracking.tables import Table, criteria, tables
 from colever.types import Flips, StudyReport
 
@@ -33,7 +33,7 @@ def to_html(report: StudyReport) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {"unbroken": unbroken, "brief": brief, "id": anchor, "kinds": kinds, "scored": score_text}
-    made.filters |= {"calls": step_text, "middle": lambda text: cut(text, TEXT_SHOWN)}
+    made.filters |= {"calls": step_text, "middle": lambda text: cut(by_turns(text), TEXT_SHOWN)}
     return made.get_template("page.html").render(_content(report), zip=zip)
 
 

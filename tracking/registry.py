@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colever.tracking.report import verdict
 from colever.types import Candidate, StudyReport
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def register(client: MlflowClient, run: Run, report: StudyReport, config: Mappin
 
     A study that ends again with another winner gets a new version; the one before is tagged as superseded.
     """
+    from mlflow.entities import LoggedModelOutput
+
     candidate, name = report.path[-1].kept, model_name(report.task)
     earlier = _versions(client, name, run)
     if earlier and earlier[0].tags.get("digest") == candidate.digest:
@@ -49,9 +52,10 @@ def register(client: MlflowClient, run: Run, report: StudyReport, config: Mappin
     client.finalize_logged_model(logged.model_id, "READY")
     _ensure(client, name, report)
     made = client.create_model_version(
-        name, logged.artifact_location, run.info.run_id, tags, model_id=logged.model_id,
-        description=description(report),
-    )  # fmt: skip
+        name, logged.artifact_location, run.info.run_id, tags, model_id=logged.model_id
+    )
+    client.update_model_version(name, made.version, description(report, int(made.version)))
+    client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, 0)])
     for old in earlier:
         client.set_model_version_tag(name, old.version, "superseded", f"version {made.version}")
 
@@ -81,13 +85,17 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def description(report: StudyReport) -> str:
-    """The verdict, and how to use the version."""
-    from colever.tracking.report import verdict
-
+def description(report: StudyReport, number: int) -> str:
+    """The verdict, and how to use the version: lines that are read without scrolling."""
     row = next((dict(pair[0].inputs) for pair in report.rollouts.values()), {"field": "value"})
-    example = f'mlflow.pyfunc.load_model("models:/{model_name(report.task)}/VERSION").predict([{row!r}])'
-    return f"{verdict(report)}\n\n```python\n{example}\n```"
+    lines = [f"import mlflow\nwinner = mlflow.pyfunc.load_model(\n    'models:/{model_name(report.task)}/{number}'\n)"]
+    lines += ["winner.predict([{", *(f"    {name!r}: {_quoted(value)}," for name, value in row.items()), "}])"]
+    return f"{verdict(report)}\n\n```python\n" + "\n".join(lines) + "\n```"
+
+
+def _quoted(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else "…"
 
 
 def _versions(client: MlflowClient, name: str, run: Run) -> list[ModelVersion]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,11 @@ def step_text(step: SampledStep) -> str:
     return f"{name}: {step.prompt_tokens} → {step.completion_tokens} tokens{ended}{failed}"
 
 
+def by_turns(prompt: str) -> str:
+    """A prompt with a line break between two of its template's signs: each turn of the chat begins on a line."""
+    return re.sub(r"(<\|[^|<>]+\|>)(?=<\|)", "\\1\n", prompt)
+
+
 def field_text(value: Any) -> str:
     """A field's value as a person reads it: text as it is, the rest as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -47,7 +53,7 @@ def _block(rollout: SampledRollout, prompts: bool) -> Iterator[RenderableType]:
     for step in rollout.steps:
         yield Padding(Text(step_text(step), style="bold" if not step.failed else "bold red"), (0, 0, 0, 2))
         if prompts:
-            yield Padding(Text(step.prompt.strip(), style="dim"), (0, 0, 0, 4))
+            yield Padding(Text(by_turns(step.prompt.strip()), style="dim"), (0, 0, 0, 4))
         yield Padding(Text(step.completion.strip()), (0, 0, 0, 4))
     yield _fields("→ ", rollout.outputs)
     if rollout.failure and rollout.total is not None:

@@ -22,7 +22,7 @@ PREVIEW = 1000  # characters, as MLflow keeps them
 
 def log_traces(uri: str, run: Run, rollouts: Sequence[SampledRollout], tags: Mapping[str, str]) -> None:
     """The rollouts as traces of ``run``, with these tags. Raises what MLflow's store raises."""
-    client, found = _client(uri), [_Trace(run, rollout, tags) for rollout in rollouts]
+    client, found = _client(uri), [_Trace(run, rollout, tags, place) for place, rollout in enumerate(rollouts)]
     for trace in found:
         client.start_trace(trace.info())
     if found:
@@ -63,8 +63,9 @@ def _client(uri: str) -> TracingClient:
 class _Trace:
     """One rollout's trace: where its parts get their ids and times from."""
 
-    def __init__(self, run: Run, rollout: SampledRollout, tags: Mapping[str, str]) -> None:
+    def __init__(self, run: Run, rollout: SampledRollout, tags: Mapping[str, str], place: int = 0) -> None:
         self.run, self.rollout, self.tags = run, rollout, tags
+        self.time = run.info.start_time - place  # the UI lists the latest first: one order in every round
         of = [run.info.run_id, rollout.to_json(), dict(tags)]
         self._hex = "".join(digest_of([*of, part]) for part in range(2))
 
@@ -89,7 +90,7 @@ class _Trace:
         return TraceInfo(
             trace_id=self.id,
             trace_location=TraceLocation.from_experiment_id(self.run.info.experiment_id),
-            request_time=self.run.info.start_time,
+            request_time=self.time,
             state=TraceState.OK if rollout.failure is None else TraceState.ERROR,
             request_preview=_text(rollout.inputs)[:PREVIEW],
             response_preview=_text(rollout.outputs or rollout.reason)[:PREVIEW],
@@ -126,7 +127,7 @@ class _Trace:
     def _span(self, place: int, name: str, kind: str, read: Any, written: Any, failed: bool, why: str) -> Span:
         from mlflow.entities import Span
 
-        time, own = 10**6 * self.run.info.start_time + place, int(self._hex[:14], 16) << 8
+        time, own = 10**6 * self.time + place, int(self._hex[:14], 16) << 8
         attributes = {"traceRequestId": self.id, "spanType": kind, "spanInputs": read, "spanOutputs": written}
         return Span.from_dict(
             {

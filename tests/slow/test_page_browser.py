@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import chromium
-from synthetic_study import make_flips, make_report, unfinished_report
+from synthetic_study import make_flips, make_report, make_rollout, unfinished_report
 
 from colever.shown import write_page
 
@@ -40,7 +40,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if given := os.environ.get("COLEVER_PAGE"):
         return Path(given)
     made = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(replace(make_report(), flips=replace(FLIPS, fields=FIELDS)), made)
+    pair = (make_rollout("test-7", 0.5, "<b>12</b>"), make_rollout("test-7", 1.0, "11"))
+    rollouts = {FLIPS.gained[0]: pair, "test-500": pair}
+    write_page(replace(make_report(), flips=replace(FLIPS, fields=FIELDS), rollouts=rollouts), made)
     return made
 
 
@@ -106,6 +108,22 @@ def test_the_unit_of_cost_is_chosen_by_pointer_and_by_keyboard_without_a_script(
     assert shown.count() == 1
     assert said == []
     page.close()
+
+
+def test_base_and_winner_stand_side_by_side_and_on_a_phone_one_below_the_other(browser: Browser, file: Path) -> None:
+    for width, beside in ((1280, True), (400, False)):
+        page, said = opened(browser, file, width, java_script_enabled=False)
+        page.get_by_text("What base and the winner did").first.click()
+        base, winner = (page.locator(".side:visible").nth(i).bounding_box() for i in (0, 1))
+        assert base is not None
+        assert winner is not None
+        assert (base["x"] + base["width"] <= winner["x"]) is beside
+        assert (base["y"] + base["height"] <= winner["y"]) is not beside
+        page.get_by_text("What the model read").first.click()
+        assert page.locator(".prompt pre:visible").count() == 1
+        assert said == []
+        save(page, file, f"{width}-rollouts")
+        page.close()
 
 
 def test_print_shows_every_unit_and_what_is_folded(browser: Browser, file: Path, tmp_path: Path) -> None:

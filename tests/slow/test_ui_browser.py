@@ -12,23 +12,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from browser import chromium
-from synthetic_study import make_report, make_trials
+from synthetic_study import make_report, make_rollout, make_trials
 
+from colever.split import Split
 from colever.tracking.mlflow_tracker import MlflowTracker
 from colever.tracking.ui import UiServer, start
 from colever.tracking.view import fragment, study_views
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from playwright.sync_api import Page
 
 pytestmark = pytest.mark.slow
 STUDY = "arithmetic-seed-s0"
 ARMS = ["prompt → weights #2", "weights → prompt #3", "weights #1", "prompt #0", "base"]  # best first
+ROLLOUTS = [make_rollout(f"dev-{i}", total, said) for i, (total, said) in enumerate([(1.0, "11"), (0.5, "twelve")])]
 PATIENCE = 120_000  # milliseconds, for a machine that does other work too
 
 
@@ -36,15 +40,18 @@ PATIENCE = 120_000  # milliseconds, for a machine that does other work too
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     tracker, trials = MlflowTracker(home), make_trials(home / "weights")
-    tracker.study_started(STUDY, "arithmetic", "seed", {"seed": 0, "trials": 4}, "4 trials")
+    splits = [Split(name, f"digest-{name}", 96, ("problem", "answer")) for name in ("train", "dev", "test")]
+    tracker.study_started(STUDY, "arithmetic", "seed", {"seed": 0, "trials": 4}, "4 trials", splits=splits)
+    tracker.base_evaluated(trials[0].rounds[0].before, ROLLOUTS)
     seen: set[str] = set()
     for trial in trials:
         tracker.trial_started(trial.number, trial.schedule, trial.settings)
         for index, record in enumerate(trial.rounds):
-            tracker.round_finished(trial.number, index, record, record.key in seen)
+            tracker.round_finished(trial.number, index, record, record.key in seen, ROLLOUTS)
             seen.add(record.key)
         tracker.trial_finished(trial)
-    tracker.study_finished(make_report(trials))
+    pairs = {r.example_id: (r, r) for r in ROLLOUTS}
+    tracker.study_finished(replace(make_report(trials), rollouts=pairs))
     return home
 
 
@@ -127,6 +134,56 @@ def test_the_rounds_view_is_listed_and_opens(server: UiServer, page: Page) -> No
 
 
 def test_the_study_opens_with_its_verdict(server: UiServer, page: Page, home: Path) -> None:
+    root, run = server.url.split("#")[0], run_of(home, "tags.kind = 'study'")
+    here = f"{root}#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    page.goto(here)
+    page.wait_for_selector("text=94.3 % gold on test (n = 512) by prompt → weights")
+    save(page, "5-study")
+    page.goto(f"{here}/artifacts/figures/1-levers.png")
+    page.wait_for_selector("text=4-training.png")
+    page.wait_for_function("[...document.images].some(i => i.naturalWidth > 1000)")
+    save(page, "6-figure")
+    page.goto("about:blank")  # a view that is open keeps the artifact that it shows
+    page.goto(f"{here}/artifacts/report.html")
+    page.wait_for_selector("iframe.mlflow-html-iframe")  # a sandbox of its own, into which Playwright does not see
+    save(page, "7-page")
+
+
+def test_a_rounds_traces_are_in_its_tab_and_open_with_prompt_and_scores(
+    server: UiServer, page: Page, home: Path
+) -> None:
+    root, run = server.url.split("#")[0], run_of(home, "tags.kind = 'round' and tags.trial = '2' and tags.round = '1'")
+    page.goto("about:blank")
+    page.goto(f"{root}#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/traces")
+    page.wait_for_selector("text=2 of 2")  # of a round that another trial pulled
+    page.get_by_text("3 + 4 * 2").first.wait_for()
+    save(page, "8-traces")
+    page.get_by_text("3 + 4 * 2").first.click()
+    page.wait_for_selector("text=check")
+    page.get_by_text("work", exact=True).first.click()
+    page.wait_for_selector("text=<|im_start|>user")
+    save(page, "9-trace")
+    page.goto("about:blank")
+    page.goto(f"{root}#/experiments/{run.info.experiment_id}/traces?workflowType=machine_learning&startTimeLabel=ALL")
+    page.get_by_text("3 + 4 * 2").first.wait_for()
+    save(page, "10-all-traces")
+
+
+def test_the_winner_is_in_the_registry_with_its_tags(server: UiServer, page: Page, home: Path) -> None:
+    root, run = server.url.split("#")[0], run_of(home, "tags.kind = 'study'")
+    page.goto("about:blank")
+    page.goto(f"{root}#/models/arithmetic/versions/1")
+    page.wait_for_selector("text=94.3 % gold on test (n = 512) by prompt → weights")
+    for text in ("models:/arithmetic/1", "test_gold", "0.9430", "p,w", STUDY):
+        page.get_by_text(text).first.wait_for()
+    save(page, "11-version")
+    page.goto("about:blank")
+    page.goto(f"{root}#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
+    for text in ("arithmetic train (digest-train)", "Registered models"):
+        page.get_by_text(text).first.wait_for()
+
+
+def run_of(home: Path, query: str) -> Run:
     from mlflow import MlflowClient
 
     from colever.tracking.store import tracking_uri
@@ -134,19 +191,8 @@ def test_the_study_opens_with_its_verdict(server: UiServer, page: Page, home: Pa
     client = MlflowClient(tracking_uri(home))
     experiment = client.get_experiment_by_name("arithmetic")
     assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id], "tags.kind = 'study'")
-    root = server.url.split("#")[0]
-    page.goto(f"{root}#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}")
-    page.wait_for_selector("text=94.3 % gold on test (n = 512) by prompt → weights")
-    save(page, "5-study")
-    page.goto(f"{root}#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}/artifacts/figures/1-levers.png")
-    page.wait_for_selector("text=4-training.png")
-    page.wait_for_function("[...document.images].some(i => i.naturalWidth > 1000)")
-    save(page, "6-figure")
-    page.goto("about:blank")  # a view that is open keeps the artifact that it shows
-    page.goto(f"{root}#/experiments/{experiment.experiment_id}/runs/{run.info.run_id}/artifacts/report.html")
-    page.wait_for_selector("iframe.mlflow-html-iframe")  # a sandbox of its own, into which Playwright does not see
-    save(page, "7-page")
+    (run,) = client.search_runs([experiment.experiment_id], query)
+    return run
 
 
 def close_assistant(page: Page) -> None:
