@@ -7,7 +7,7 @@ BIN := .venv/bin
 TYPES := build/types
 FOLDERS := tasks pipelines engines optimizers tracking
 
-.PHONY: setup demo test test-slow check bench clean
+.PHONY: setup demo test test-slow test-gpu check bench clean
 
 setup: .venv/ready
 
@@ -25,6 +25,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests/slow
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 check: setup
 	$(BIN)/ruff check .

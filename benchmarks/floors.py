@@ -128,15 +128,16 @@ def passes(model: Any) -> Iterator[Passes]:
 
 @dataclass(frozen=True)
 class Attainable:
-    """FLOP/s of float32 products: a large square one, and the model's linear layers on few and on many rows."""
+    """FLOP/s of products in the model's dtype: a large square one, and its linear layers on few and on many rows."""
 
     square: float
     decoding: float  # DECODING rows
     prefill: float  # PREFILL rows
+    side: int = 0  # of the square one
 
     def __str__(self) -> str:
         return (
-            f"{self.square / 1e9:.0f} GFLOP/s in a {SQUARE} × {SQUARE} product, in the model's own"
+            f"{self.square / 1e9:.0f} GFLOP/s in a {self.side} × {self.side} product, in the model's own"
             f" {self.prefill / 1e9:.0f} on {PREFILL} rows and {self.decoding / 1e9:.0f} on {DECODING}"
         )
 
@@ -165,19 +166,38 @@ def attainable(model: Any, threads: Iterable[int]) -> Attainable:
     rates = []
     for count in threads:
         torch.set_num_threads(count)
-        rates.append((_square(), _layers(model, DECODING), _layers(model, PREFILL)))
-    return Attainable(*(max(column) for column in zip(*rates, strict=True)))
+        rates.append((_square(model), _layers(model, DECODING), _layers(model, PREFILL)))
+    return Attainable(*(max(column) for column in zip(*rates, strict=True)), _side(model))
 
 
-def _square() -> float:
-    one = torch.randn(SQUARE, SQUARE)
-    return 2.0 * SQUARE**3 / _fastest(lambda: one @ one, 5)
+def seconds(work: Callable[[], object]) -> float:
+    """Of one run, a GPU's work included."""
+    _settle()
+    started = time.perf_counter()
+    work()
+    _settle()
+    return time.perf_counter() - started
+
+
+def _settle() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _side(model: Any) -> int:
+    return SQUARE if model.device.type == "cpu" else 4 * SQUARE
+
+
+def _square(model: Any) -> float:
+    weight, size = next(model.parameters()), _side(model)
+    one = torch.randn(size, size, device=weight.device, dtype=weight.dtype)
+    return 2.0 * size**3 / _fastest(lambda: one @ one, 5)
 
 
 def _layers(model: Any, rows: int) -> float:
     """All linear layers of one forward pass, output head included."""
-    weights = [m.weight.detach().float() for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    inputs = {w.shape[1]: torch.randn(rows, w.shape[1]) for w in weights}
+    weights = [m.weight.detach() for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    inputs = {w.shape[1]: torch.randn(rows, w.shape[1], device=w.device, dtype=w.dtype) for w in weights}
 
     def work() -> None:
         for w in weights:
@@ -189,9 +209,4 @@ def _layers(model: Any, rows: int) -> float:
 
 def _fastest(work: Callable[[], object], repeats: int) -> float:
     work()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return min(seconds(work) for _ in range(repeats))

@@ -2,7 +2,7 @@
 
 The first workload is what the seed model writes for ``arithmetic``: two predictors' prompts, 8 examples × G 8, with
 their own lengths; the others are random tokens. Same rows, same 1M-parameter Qwen3 (random weights, float32), same
-loss. TRL runs at its fastest batch size, Colever at the fastest size of a pass that needs at most half of TRL's memory,
+loss. On a CPU TRL runs at its fastest batch size, Colever at the fastest size of a pass that needs half of its memory,
 each at its best number of threads; then repeats alternate and medians are compared. Peak memory is that of a process
 of its own: what an update adds to the process with model and optimizer in place. TRL's tensors are built before the
 clock starts, ours within it. FLOPs and the floor are what ``floors.py`` says.
@@ -10,6 +10,10 @@ clock starts, ours within it. FLOPs and the floor are what ``floors.py`` says.
     python benchmarks/grpo_update.py                    # all workloads
     python benchmarks/grpo_update.py --repeats 3 --only arithmetic
     python benchmarks/grpo_update.py --sizes            # time and memory of each peer at every size of a pass
+    python benchmarks/grpo_update.py --device cuda --dtype bfloat16 --shape qwen3-0.6b --lengths 512/128 2000/200
+
+On a GPU it is random tokens alone; both peers run at every size of a pass, and their memory is what torch allocated:
+in all, and what an update adds to model and optimizer. Useful FLOP/s count the floor alone.
 
 The last line is JSON: ``speedup_vs_trl`` and ``memory_vs_trl`` are those of 180/30, the others name their workload.
 """
@@ -17,10 +21,10 @@ The last line is JSON: ``speedup_vs_trl`` and ``memory_vs_trl`` are those of 180
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -31,16 +35,24 @@ from pathlib import Path
 from typing import Any
 
 import floors
+import shapes
+import torch
+from update_peers import BUILD, Model, padded, random_rows, row, task_rows
 
-VOCABULARY, GROUPS, GROUP_SIZE = 1024, 8, 8
+from colever.errors import LeverError
+
 WORKLOADS = {"arithmetic": None, "180/30": (180, 30), "50/200": (50, 200)}  # prompt, completion; None: a task's own
 KEYS = {"arithmetic": "arithmetic", "180/30": "vs_trl", "50/200": "long_completions"}  # on the last line
 PEERS = ("trl", "colever")
 SIZES = {"trl": (4, 8, 16, 32, 64), "colever": (512, 1024, 2048, 4096)}  # rows; computed tokens
+GPU_SIZES = {"trl": (8, 32), "colever": (8192, 32768)}
 
 
 def main() -> None:
     options = _options()
+    if options.device != "cpu":
+        _on_gpu(options)
+        return
     if options.memory:
         print(json.dumps(_peak(options)))
         return
@@ -61,6 +73,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, nargs="*", help="numbers of threads to try (default: 1 to all cores)")
+    shapes.add_options(parser, "1m")
+    parser.add_argument("--lengths", nargs="*", default=["180/30"], help="prompt/completion tokens, on a GPU")
     parser.add_argument("--only", choices=WORKLOADS)
     parser.add_argument("--sizes", action="store_true", help="time and memory at every size of a pass")
     parser.add_argument("--memory", choices=PEERS, help=argparse.SUPPRESS)
@@ -70,8 +84,7 @@ def _options() -> argparse.Namespace:
 
 
 def _compare(name: str, options: argparse.Namespace) -> dict[str, float]:
-    lengths = WORKLOADS[name]
-    rows = _task_rows(name) if lengths is None else _random_rows(*lengths)
+    rows = _rows(name)
     with tempfile.TemporaryDirectory() as folder:
         file = _write_rows(rows, Path(folder))
         stock = _best("trl", rows, Path(folder) / "trl", options.threads, SIZES["trl"])
@@ -84,7 +97,7 @@ def _compare(name: str, options: argparse.Namespace) -> dict[str, float]:
         for _ in range(options.repeats):
             for peer, (run, threads, _) in peers.items():
                 seconds[peer].append(_timed(run, threads))
-        gap = _gap(rows, Path(folder) / "gap")
+        gap = _gap(Model(), rows, Path(folder) / "gap")
         work = {p: floors.counted_flops(peers[p][0]) for p in PEERS}
     median = {p: statistics.median(s) for p, s in seconds.items()}
     prompts, tokens = {r.prompt_ids for r in rows}, [len(r.completion_ids) for r in rows]
@@ -107,7 +120,7 @@ def _compare(name: str, options: argparse.Namespace) -> dict[str, float]:
 def _print_work(rows: list[Any], work: dict[str, float], median: dict[str, float]) -> None:
     """FLOPs counted per peer, the floor (forward and backward of every distinct token), and how near each peer is."""
     calls = [(r.prompt_ids, len(r.completion_ids)) for r in rows]
-    model = _model()
+    model = Model().make()
     floor = floors.Floor(3 * floors.least_flops(model, calls), floors.attainable(model, range(1, _cores() + 1)))
     print(f"  {floor}")
     for peer in PEERS:
@@ -116,13 +129,12 @@ def _print_work(rows: list[Any], work: dict[str, float], median: dict[str, float
 
 def _print_sizes(name: str, options: argparse.Namespace) -> None:
     """Milliseconds and MiB of both peers at every size of a pass, on one thread."""
-    lengths = WORKLOADS[name]
-    rows = _task_rows(name) if lengths is None else _random_rows(*lengths)
+    rows = _rows(name)
     with tempfile.TemporaryDirectory() as folder:
         file = _write_rows(rows, Path(folder))
         for peer in PEERS:
             for size in SIZES[peer]:
-                _, run = BUILD[peer](rows, size, Path(folder) / f"{peer}-{size}")
+                _, run = BUILD[peer](Model(), rows, size, Path(folder) / f"{peer}-{size}")
                 run()
                 fastest = min(_timed(run, 1) for _ in range(options.repeats))
                 memory = _memory(peer, file, size)["update"]
@@ -130,150 +142,15 @@ def _print_sizes(name: str, options: argparse.Namespace) -> None:
                 print(f"{name} {peer:8} {size:5} {unit:6} {fastest * 1e3:8.0f} ms {memory:8.0f} MiB", flush=True)
 
 
+def _rows(name: str) -> list[Any]:
+    lengths = WORKLOADS[name]
+    return task_rows(name) if lengths is None else random_rows(*lengths, Model().vocabulary)
+
+
 def _write_rows(rows: list[Any], folder: Path) -> Path:
     file = folder / "rows.json"
     file.write_text(json.dumps([[r.prompt_ids, r.completion_ids, r.advantage] for r in rows]))
     return file
-
-
-# --- what is trained on --------------------------------------------------------------------------
-
-
-def _random_rows(prompt: int, completion: int) -> list[Any]:
-    source = random.Random(0)
-    rows = []
-    for group in range(GROUPS):
-        head = [source.randrange(4, VOCABULARY) for _ in range(prompt)]
-        for sample in range(GROUP_SIZE):
-            tail = [source.randrange(4, VOCABULARY) for _ in range(completion)]
-            rows.append(_row(group, sample, head, tail, source.gauss(0, 1)))
-    return rows
-
-
-def _task_rows(name: str) -> list[Any]:
-    """Every call of the task's rollouts, in order of length: TRL's batches then pad least."""
-    from colever import engine_lm, load_task, run_rollouts
-
-    task = load_task(name)
-    rollouts = run_rollouts(
-        task.program(), task.examples("train")[:GROUPS], lm=engine_lm("seed"), score=task.score, fail=task.fail,
-        samples=GROUP_SIZE, temperature=1.0, max_tokens=task.max_tokens,
-    )  # fmt: skip
-    source = random.Random(0)
-    rows = [
-        _row(r.example_id, r.sample, s.completion.prompt_ids, s.completion.completion_ids, source.gauss(0, 1))
-        for r in rollouts
-        for s in r.steps
-    ]
-    return sorted(rows, key=lambda row: (len(row.prompt_ids), row.prompt_ids, len(row.completion_ids)))
-
-
-def _row(group: Any, sample: int, prompt: Any, completion: Any, advantage: float) -> Any:
-    from colever.optimizers.trajectories import Row
-
-    zeros = (0.0,) * len(completion)
-    return Row((str(group), "p", 0), sample, tuple(prompt), tuple(completion), zeros, 0.0, advantage, 1.0)
-
-
-def _batch(rows: list[Any]) -> Any:
-    from colever.optimizers.trajectories import TrainingBatch
-
-    tokens = sum(len(r.completion_ids) for r in rows)
-    return TrainingBatch(tuple(rows), len(rows), tokens, GROUPS, 0, len(rows), 0, 0, 0.5, {}, {})
-
-
-# --- the peers -----------------------------------------------------------------------------------
-
-
-def _model() -> Any:
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=32, intermediate_size=384, tie_word_embeddings=True, max_position_embeddings=2048, pad_token_id=0,
-        eos_token_id=1,
-    )  # fmt: skip
-    return Qwen3ForCausalLM(config)
-
-
-def _tokenizer() -> Any:
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    core = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "<unk>": 2}, unk_token="<unk>"))
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
-
-
-def _colever(rows: list[Any], size: int, folder: Path) -> tuple[Any, Callable[[], None]]:
-    from colever.optimizers.grpo import ProgramTrainer
-    from colever.optimizers.grpo_settings import GrpoSettings
-
-    settings = GrpoSettings(
-        updates=1, learning_rate=1e-5, warmup=0, schedule="constant", temperature=1.0, beta=0.0, loss="dapo",
-        max_grad_norm=1.0, max_completion=256, max_tokens=size, save_every=10**6, seed=0,
-    )  # fmt: skip
-    batch = _batch(rows)
-    trainer = ProgramTrainer(
-        _model(), _tokenizer(), settings, folder, lambda update: batch, lambda update, metrics: None
-    )
-    return trainer, _update(trainer, lambda: trainer.training_step(trainer.model, {}))
-
-
-def _trl(rows: list[Any], size: int, folder: Path) -> tuple[Any, Callable[[], None]]:
-    import torch
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
-
-    arguments = GRPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=2, num_generations=2, max_completion_length=256, bf16=False,
-        report_to="none", use_cpu=True, gradient_checkpointing=False, learning_rate=1e-5, disable_tqdm=True,
-    )  # fmt: skip
-    trainer = GRPOTrainer(
-        model=_model(), reward_funcs=lambda **kw: [0.0], args=arguments, processing_class=_tokenizer(),
-        train_dataset=Dataset.from_dict({"prompt": [""] * 2}),
-    )  # fmt: skip
-    tokens = torch.tensor(float(sum(len(r.completion_ids) for r in rows)))
-    inputs = [{**_padded(rows[i : i + size]), "num_items_in_batch": tokens} for i in range(0, len(rows), size)]
-
-    def step() -> None:
-        trainer.model.train()
-        for part in inputs:
-            trainer.accelerator.backward(trainer.compute_loss(trainer.model, part))
-
-    return trainer, _update(trainer, step)
-
-
-def _padded(rows: list[Any]) -> dict[str, Any]:
-    import torch
-
-    left, right = max(len(r.prompt_ids) for r in rows), max(len(r.completion_ids) for r in rows)
-    heads = [(r.prompt_ids, left - len(r.prompt_ids)) for r in rows]
-    tails = [(r.completion_ids, right - len(r.completion_ids)) for r in rows]
-    return {
-        "prompt_ids": torch.tensor([[0] * gap + list(ids) for ids, gap in heads]),
-        "prompt_mask": torch.tensor([[0] * gap + [1] * len(ids) for ids, gap in heads]),
-        "completion_ids": torch.tensor([list(ids) + [0] * gap for ids, gap in tails]),
-        "completion_mask": torch.tensor([[1] * len(ids) + [0] * gap for ids, gap in tails]),
-        "advantages": torch.tensor([r.advantage for r in rows]),
-    }
-
-
-def _update(trainer: Any, step: Callable[[], Any]) -> Callable[[], None]:
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.create_optimizer()
-
-    def run() -> None:
-        step()
-        trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), 1.0)
-        trainer.optimizer.step()
-        trainer.model.zero_grad()
-
-    return run
-
-
-BUILD = {"trl": _trl, "colever": _colever}
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -285,7 +162,7 @@ def _best(
     """The peer's update with its fastest number of threads and size of a pass."""
     tried = []
     for size in sizes:
-        _, run = BUILD[peer](rows, size, folder)
+        _, run = BUILD[peer](Model(), rows, size, folder)
         run()
         for count in threads or range(1, _cores() + 1):
             tried.append((min(_timed(run, count) for _ in range(2)), count, size, run))
@@ -293,26 +170,74 @@ def _best(
     return run, count, size
 
 
+def _on_gpu(options: argparse.Namespace) -> None:
+    """Both peers at every size of a pass, and the JSON line of the fastest."""
+    model = Model(options.shape, options.dtype, options.device)
+    print(f"{options.shape}, {options.dtype}, {shapes.hardware(options.device)}")
+    line: dict[str, float] = {}
+    for text in options.lengths:
+        rows = random_rows(*shapes.lengths(text), model.vocabulary)
+        calls = [(r.prompt_ids, len(r.completion_ids)) for r in rows]
+        with torch.device("meta"):
+            floor = 3 * floors.least_flops(Model(options.shape, device="meta").make(), calls)
+        best = {peer: _fastest_pass(peer, model, rows, text, floor, options.repeats) for peer in PEERS}
+        line[f"trl_ms {text}"], line[f"colever_ms {text}"] = (round(1e3 * best[p], 1) for p in PEERS)
+        line[f"speedup {text}"] = round(best["trl"] / best["colever"], 2)
+    print(json.dumps(line))
+
+
+def _fastest_pass(peer: str, model: Model, rows: list[Any], name: str, floor: float, repeats: int) -> float:
+    """Seconds of an update at the peer's fastest size of a pass; each is printed."""
+    taken = []
+    for size in GPU_SIZES[peer]:
+        gc.collect()
+        torch.cuda.empty_cache()
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                seconds, added, whole = _run_on_gpu(peer, model, rows, size, Path(folder), repeats)
+        except (torch.OutOfMemoryError, LeverError):  # ours names the setting
+            print(f"{name} {peer:8} {size:6}: out of memory", flush=True)
+            continue
+        taken.append(seconds)
+        trained = sum(len(r.completion_ids) for r in rows)
+        print(
+            f"{name} {peer:8} {size:6} {'rows' if peer == 'trl' else 'tokens'} per pass: {1e3 * seconds:8.1f} ms,"
+            f" {trained / seconds:8.0f} trained tokens/s, update {added:.2f} GiB, whole {whole:.2f} GiB,"
+            f" useful {floor / seconds / 1e12:.1f} TFLOP/s",
+            flush=True,
+        )
+    return min(taken, default=float("nan"))
+
+
+def _run_on_gpu(
+    peer: str, model: Model, rows: list[Any], size: int, folder: Path, repeats: int
+) -> tuple[float, float, float]:
+    """Median seconds of an update, GiB that it adds, GiB in all."""
+    _, run = BUILD[peer](model, rows, size, folder)
+    run()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    seconds = statistics.median(floors.seconds(run) for _ in range(repeats))
+    peak = torch.cuda.max_memory_allocated()
+    return seconds, (peak - before) / 2**30, peak / 2**30
+
+
 def _cores() -> int:
     return os.cpu_count() or 1
 
 
 def _timed(run: Callable[[], None], threads: int) -> float:
-    import torch
-
     torch.set_num_threads(threads)
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
-def _gap(rows: list[Any], folder: Path) -> float:
+def _gap(model: Model, rows: list[Any], folder: Path) -> float:
     """Greatest difference between the two layouts' log-probabilities of any completion token."""
-    import torch
-
-    trainer, _ = _colever(rows, 4096, folder)
-    stock, _ = _trl(rows, len(rows), folder)
-    inputs = _padded(rows)
+    trainer, _ = BUILD["colever"](model, rows, 4096, folder)
+    stock, _ = BUILD["trl"](model, rows, len(rows), folder)
+    inputs = padded(rows, model.device)
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
     width = inputs["completion_ids"].shape[1]
@@ -329,14 +254,12 @@ def _memory(peer: str, file: Path, size: int) -> dict[str, float]:
 
 def _peak(options: argparse.Namespace) -> dict[str, float]:
     """MiB that updates add to the process, and the whole process's peak."""
-    import torch
-
     torch.set_num_threads(1)
-    rows = [_row(tuple(p)[:1], i, p, c, a) for i, (p, c, a) in enumerate(json.loads(options.rows.read_text()))]
+    rows = [row(tuple(p)[:1], i, p, c, a) for i, (p, c, a) in enumerate(json.loads(options.rows.read_text()))]
     with tempfile.TemporaryDirectory() as folder:
-        _, tiny = BUILD[options.memory](rows[:2], 2, Path(folder) / "tiny")
+        _, tiny = BUILD[options.memory](Model(), rows[:2], 2, Path(folder) / "tiny")
         tiny()  # lazy imports, kernels and the optimizer's state are not the update's own
-        _, run = BUILD[options.memory](rows, options.size, Path(folder))
+        _, run = BUILD[options.memory](Model(), rows, options.size, Path(folder))
         before = _status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts here (getrusage's would hold the parent's)
         for _ in range(3):

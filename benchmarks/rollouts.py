@@ -9,6 +9,11 @@ every call ready as tensors and only sample: *per call* one ``model.generate`` p
 ``model.generate`` for all 64 rollouts per step of the program, without prefix sharing. Each runs alone and at its own
 best number of threads. FLOPs and the floor are what ``floors.py`` says. The last line is JSON: how many times the
 engine is faster.
+
+    python benchmarks/rollouts.py --device cuda                            # the same on a GPU
+    python benchmarks/rollouts.py --device cuda --dtype bfloat16 --shape qwen3-0.6b --lengths 180/30 512/128
+
+With ``--shape`` it is random tokens and a model of that shape with random weights (``token_rollouts.py``).
 """
 
 from __future__ import annotations
@@ -18,13 +23,14 @@ import json
 import logging
 import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import floors
+import shapes
+import token_rollouts
 import torch
 import vllm_peer
 
@@ -38,7 +44,11 @@ EXAMPLES, SAMPLES, PER_CALL = 8, 8, 8  # one call at a time is slow: timed on PE
 def main() -> None:
     options = arguments()
     logging.getLogger("dspy").setLevel(logging.ERROR)
-    workload = Workload(colever.load_task("arithmetic"), colever.engine_lm(options.model))
+    if options.shape:
+        token_rollouts.main(options)
+        return
+    lm = colever.engine_lm(options.model, device=options.device, dtype=options.dtype)
+    workload = Workload(colever.load_task("arithmetic"), lm)
     made = workload.rollouts(0)
     print(described(made))
     results = [measured(peer, options) for peer in peers(workload, made)]
@@ -58,12 +68,18 @@ def arguments() -> argparse.Namespace:
     help_threads = "numbers to try, such as 1,2 (default: powers of two up to the cores)"
     parser.add_argument("--threads", type=counts, default=powers(os.cpu_count() or 1), help=help_threads)
     parser.add_argument("--repeats", type=int, default=5)
+    shapes.add_options(parser, None)
+    parser.add_argument("--lengths", nargs="*", default=["180/30"], help="prompt/completion tokens, with --shape")
+    parser.add_argument("--skip-per-call", action="store_true", help="with --shape")
     server = parser.add_mutually_exclusive_group()
     server.add_argument("--vllm", metavar="PYTHON", help="python of an environment with vLLM: starts the peer's server")
     server.add_argument("--vllm-url", metavar="URL", help="a server that runs, such as http://127.0.0.1:8000/v1")
     help_dtype = "the peer's types to try, such as float32,bfloat16 (default: the engine's, float32)"
     parser.add_argument("--vllm-dtype", type=lambda text: text.split(","), default=["float32"], help=help_dtype)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.device != "cpu":
+        options.threads = [torch.get_num_threads()]  # the work is elsewhere
+    return options
 
 
 def counts(text: str) -> list[int]:
@@ -182,9 +198,7 @@ def measured(peer: Peer, options: argparse.Namespace) -> Result:
 
 def timed(work: Callable[[int], object], seed: int) -> float:
     torch.manual_seed(seed)
-    started = time.perf_counter()
-    work(seed)
-    return time.perf_counter() - started
+    return floors.seconds(lambda: work(seed))
 
 
 def floor_of(workload: Workload, options: argparse.Namespace) -> floors.Floor:

@@ -107,7 +107,12 @@ class EngineSettings(Settings):
     quantization: Literal["none", "nf4"] = _setting(
         "none", "nf4: linear layers held in 4 bit, adapters alone trained (QLoRA); needs the extra qlora"
     )
-    max_batch_tokens: int = _setting(32768, "prompt and completion tokens of the requests that run together", ge=256)
+    max_batch_tokens: int = _setting(
+        0,
+        "prompt and completion tokens of the requests that run together; 0: 32768 on a CPU, on a GPU what fills a "
+        "fifth of its memory with keys and values",
+        ge=0,
+    )
 
 
 def check_schedule(text: str) -> str:

@@ -20,6 +20,7 @@ from colever.errors import UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("none", "nf4")
+MOST_TOKENS = 2**19  # of a small model's: logits and activations take memory too
 
 # bitsandbytes recommends a kernel for CPUs, whenever it is imported, that ``_exact`` switches off.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -95,6 +96,31 @@ def context_length(config: Any) -> int:
     length = getattr(config, "max_position_embeddings", None) or 2048
     window = getattr(config, "sliding_window", None)
     return min(length, window) if window and "sliding_attention" in kinds else length
+
+
+@contextmanager
+def steady_attention() -> Iterator[None]:
+    """Without cuDNN's attention, which torch prefers on some GPUs: it makes a plan for every new shape, and here
+    shapes are new in every batch.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def batch_tokens(model: Any) -> int:
+    """Tokens that may run together: on a GPU those whose keys and values take a fifth of its memory."""
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return 32768
+    config = model.config.get_text_config()
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    token = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+    return int(min(MOST_TOKENS, max(32768, torch.cuda.get_device_properties(device).total_memory // (5 * token))))
 
 
 def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 from colever.engines.prefix_layout import Block, Layout
@@ -59,7 +60,8 @@ def branch_attention(
     for block in layout.blocks:
         rows = [x[at : at + block.slots] for x in own]
         if torch.is_grad_enabled() and block.paths * block.path_width > LONG_PATHS * block.slots:
-            outputs.append(checkpoint(_block_attention, block, rows, pool, scaling, use_reentrant=False))
+            how: Any = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in it is random
+            outputs.append(checkpoint(_block_attention, block, rows, pool, scaling, **how))
         else:
             outputs.append(_block_attention(block, rows, pool, scaling))
         at += block.slots
@@ -79,7 +81,7 @@ def _block_attention(
     else:
         above = [_path(block, x) for x in pool]
         keys = [torch.cat(pair, 2) for pair in zip(above, keys, strict=True)]
-        out = _sdpa(query, keys[0], keys[1], scaling, mask=block.mask(query.dtype))
+        out = _sdpa(query, keys[0], keys[1], scaling, mask=_mask(block, query))
     return out.transpose(1, 2).flatten(0, 1)
 
 
@@ -91,6 +93,13 @@ def _path(block: Block, pool: torch.Tensor) -> torch.Tensor:
     return above.index_select(0, block.path_R)
 
 
+def _mask(block: Block, query: torch.Tensor) -> torch.Tensor:
+    """What each row may see. Where all paths are equally long it is plain causality, for which a GPU has kernels."""
+    if block.full and query.device.type != "cpu" and query.dtype != torch.float32:
+        return causal_lower_right(block.row_width, block.path_width + block.row_width)
+    return block.mask(query.dtype)
+
+
 def _sdpa(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -100,7 +109,9 @@ def _sdpa(
     causal: bool = False,
 ) -> torch.Tensor:
     shared = query.shape[1] // key.shape[1]
-    if shared > 1 and query.device.type != "cpu":  # CUDA's fused kernels take no mask with grouped heads
+    half = query.dtype != torch.float32
+    if shared > 1 and query.device.type != "cpu" and not (half and mask is None):
+        # CUDA's fused kernels take no mask with grouped heads, and none of them in float32
         key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
         shared = 1
     return F.scaled_dot_product_attention(

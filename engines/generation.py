@@ -5,7 +5,7 @@ Knows a loaded causal language model and nothing of text, messages, DSPy or weig
 
 It departs from ``generate`` of transformers in three places, each for speed on small models: prompts are computed
 by ``prefix_store``, without padding; keys and values lie in buffers that are allocated once; and rows that have ended
-leave the batch as soon as they are a quarter of it.
+leave the batch as soon as they are a quarter of it. On a GPU a step is captured once and replayed (``decode_graph``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from colever.engines import decode_graph
 from colever.engines.attention import SharedCache, decoding_attention
+from colever.engines.base_model import steady_attention
+from colever.engines.decode_graph import FixedDecoding, Live, Replayer, Written, capturable
 from colever.engines.prefix_store import PrefixStore, causal, prefill
 from colever.engines.sampling import Sampling, sample, uniforms
 from colever.types import Cost
@@ -67,6 +70,8 @@ class Generator:
         self.device = next(model.parameters()).device
         self.end_ids = torch.tensor(sorted(end_ids), device=self.device)
         self.shape = ModelShape.of(model)
+        self.replayer = Replayer(self.device)
+        self.fixed_steps = self.device.type == "cuda" and capturable(model)  # on a CPU they only cost
 
     def store(self) -> PrefixStore:
         """An empty one, for batches whose prompts have much in common."""
@@ -83,7 +88,7 @@ class Generator:
         training = self.model.training
         self.model.eval()
         try:
-            with torch.inference_mode(), decoding_attention(self.model):
+            with torch.inference_mode(), decoding_attention(self.model), steady_attention():
                 for chunk in self._chunks(requests, order):
                     rows = [requests[i] for i in chunk]
                     made, spent = self._run_chunk(rows, store)
@@ -113,22 +118,49 @@ class Generator:
         filled = prefill(self.model, prompts, store)
         number = {p: i for i, p in enumerate(prompts)}
         prompt_B = [number[r.prompt_ids] for r in rows]
-        places = [filled.places[i] for i in prompt_B]
-        common = common_prefix(prompts)
-        longest = max(map(len, places)) - common
-        pad = [longest - (len(p) - common) for p in places]
-        own = np.stack(
-            [np.concatenate([np.zeros(n, dtype=np.int64), p[common:]]) for n, p in zip(pad, places, strict=True)]
-        )
-        cache = SharedCache(
-            list(zip(store.keys, store.values, strict=True)),
-            torch.from_numpy(places[0][:common]).to(self.device),
-            torch.from_numpy(own).to(self.device),
-            torch.tensor(pad, device=self.device),
-            max(r.max_tokens for r in rows),
-        )
-        outputs = _Decoding(self, rows, cache).run(filled.logits_PV[torch.tensor(prompt_B, device=self.device)])
+        fixed = self._fixed(rows)
+        cache = self._cache(store, prompts, [filled.places[i] for i in range(len(prompts))], prompt_B, rows, fixed)
+        decoding = _Decoding(self, rows, cache)
+        logits = filled.logits_PV[torch.tensor(prompt_B, device=self.device)]
+        outputs = decoding.run_fixed(logits) if fixed else decoding.run(logits)
         return outputs, self.shape.cost(filled.tokens, filled.pairs, len(prompts), rows, outputs)
+
+    def _fixed(self, rows: Sequence[TokenRequest]) -> bool:
+        """Whether steps of fixed shapes serve these rows better."""
+        wanted = self.fixed_steps and not self.replayer.failed
+        return wanted and not any(r.stop for r in rows) and max(r.max_tokens for r in rows) > decode_graph.LEAST
+
+    def _cache(
+        self,
+        store: PrefixStore,
+        prompts: Sequence[tuple[int, ...]],
+        places: Sequence[np.ndarray],
+        prompt_B: Sequence[int],
+        rows: Sequence[TokenRequest],
+        fixed: bool,
+    ) -> SharedCache:
+        """Keys and values of the rows' prompts: what all begin with once and the rest by row.
+
+        Or every prompt once, where as many rows have each and none has to leave.
+        """
+        longest, common = max(map(len, prompts)), common_prefix(prompts)
+        counts = set(np.bincount(prompt_B).tolist())
+        by_row = common + len(rows) * (longest - common)
+        if fixed and len(counts) == 1 and len(prompts) * longest < by_row:
+            heads, tails = list(places), [places[0][:0]] * len(rows)
+        else:
+            heads, tails = [places[0][:common]], [places[i][common:] for i in prompt_B]
+        most, own = max(r.max_tokens for r in rows), max(map(len, tails))
+        room = most + (-(own + most) % 8 if fixed else 0)  # kernels of a GPU like lengths in eights
+        kept = list(zip(store.keys, store.values, strict=True))
+        return SharedCache(kept, *self._padded(heads), *self._padded(tails), room)
+
+    def _padded(self, places: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Places padded on the left with 0, and by how much each is."""
+        longest = max(map(len, places))
+        pad = [longest - len(p) for p in places]
+        whole = np.stack([np.concatenate([np.zeros(n, dtype=np.int64), p]) for n, p in zip(pad, places, strict=True)])
+        return torch.from_numpy(whole).to(self.device), torch.tensor(pad, device=self.device)
 
     def step(self, ids: torch.Tensor, positions: torch.Tensor, cache: SharedCache) -> torch.Tensor:
         """Next-token logits (B, V) of one more token in each row."""
@@ -197,6 +229,18 @@ class _Decoding:
                     running = running[keep]
                     self.cache.keep(keep)
             logits = self.owner.step(ids, self.position_B[live] + (t - 1), self.cache)
+        return self._outputs()
+
+    def run_fixed(self, logits: torch.Tensor) -> list[TokenOutput]:
+        """As ``run``, in steps of fixed shapes; not for stop strings, which are looked for in every step."""
+        ids, logprobs = sample(logits, self.uniform_TB[0], self.how)
+        row = torch.arange(len(self.rows), device=self.owner.device)
+        self._write(0, row, True, ids, logprobs)
+        ended = self._ended(0, row, ids)
+        self.length_B += ended
+        written = Written(self.ids_BT, self.logprobs_BT, self.length_B)
+        live = Live(row, ids, self.position_B, self.limit_B, self.uniform_TB, ~ended, self.how)
+        FixedDecoding(self.owner.step, self.cache, self.owner.end_ids, written, live, self.owner.replayer).run()
         return self._outputs()
 
     def _write(self, t: int, live: torch.Tensor, whole: bool, ids: torch.Tensor, logprobs: torch.Tensor) -> None:

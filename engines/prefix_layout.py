@@ -271,12 +271,14 @@ def branch_work(tree: PrefixTree) -> Work:
     return Work(tree.tokens, pairs, sum(sum(g.completions) for g in tree.groups))
 
 
-def row_work(groups: Sequence[Group]) -> Work:
-    """Of one padded row per completion, as TRL lays a batch out; off CUDA its head computes every position.
+def row_work(groups: Sequence[Group], whole_head: bool = True) -> Work:
+    """Of one padded row per completion, as TRL lays a batch out; its head computes every position, on CUDA those of
+    completions alone (``whole_head=False``).
 
     A batch without padding needs no mask, and then attention leaves out what causality hides.
     """
     rows = sum(len(g.rows) for g in groups)
     lengths = {(g.prompt, c) for g in groups for c in g.completions}
     width = max(p for p, _ in lengths) + max(c for _, c in lengths)
-    return Work(rows * width, rows * width * width // (2 if len(lengths) == 1 else 1), rows * width)
+    heads = rows * width if whole_head else sum(sum(g.completions) for g in groups)
+    return Work(rows * width, rows * width * width // (2 if len(lengths) == 1 else 1), heads)

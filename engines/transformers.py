@@ -21,7 +21,15 @@ import torch
 from dspy import lm15
 
 from colever.engines.adapters import PredictorAdapters
-from colever.engines.base_model import DTYPES, QUANTIZATIONS, checkpoint_files, context_length, end_ids, open_model
+from colever.engines.base_model import (
+    DTYPES,
+    QUANTIZATIONS,
+    batch_tokens,
+    checkpoint_files,
+    context_length,
+    end_ids,
+    open_model,
+)
 from colever.engines.calls import CallRecorder, current_call, predictor_name, stable_seed
 from colever.engines.generation import Generator, TokenOutput, TokenRequest
 from colever.engines.memory import naming_memory
@@ -50,7 +58,7 @@ class TransformersEngine:
         device: str = "auto",
         dtype: str = "float32",
         quantization: str = "none",  # nf4: the linear layers in 4 bit, on which adapters alone are trained
-        max_batch_tokens: int = 32768,
+        max_batch_tokens: int = 0,  # of requests that run together; 0: see ``batch_tokens``
         template: Mapping[str, Any] | None = None,  # further variables of the chat template
         name: str | None = None,
     ) -> None:
@@ -70,7 +78,8 @@ class TransformersEngine:
         self.end_ids = end_ids(self.model, self.tokenizer)
         self._weights = WeightSwap(self.model, self._read_base, frozen=self.quantized)
         self.named = NamedWeights(self.name, self.load)
-        self._generator = Generator(self.model, self.end_ids, self._decode, max_batch_tokens)
+        most = max_batch_tokens or batch_tokens(self.model)
+        self._generator = Generator(self.model, self.end_ids, self._decode, most)
         self._gatherer = Gatherer(self.generate)
         self._lock = threading.RLock()
         self._cost = Cost()

@@ -28,6 +28,7 @@ from transformers import PrinterCallback
 from trl.trainer.utils import use_adapter
 
 from colever.engines.adapters import PredictorAdapters
+from colever.engines.base_model import steady_attention
 from colever.engines.branches import supports_branches
 from colever.engines.generation import ModelShape
 from colever.engines.memory import naming_memory
@@ -155,7 +156,7 @@ class ProgramTrainer(LoopTrainer):
         accelerator: Any = self.accelerator
         self.accelerator = OneProcess(accelerator)
         try:
-            with naming_memory(self._out_of_memory):
+            with naming_memory(self._out_of_memory), steady_attention():
                 for part in self._own_parts(batch.rows, team):
                     self._train_part(accelerator.unwrap_model(model), part, batch)
         finally:
@@ -230,7 +231,7 @@ class ProgramTrainer(LoopTrainer):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         tree = prefix_tree(input_ids, attention_mask, logits_to_keep)
-        shared, padded = branch_work(tree), row_work(tree.groups)
+        shared, padded = branch_work(tree), row_work(tree.groups, input_ids.device.type != "cuda")
         flops = [self._shape.flops(w.tokens, w.pairs, w.heads) for w in (shared, padded)]
         branches = self._branches and flops[0] <= flops[1]
         self._count(flops[0 if branches else 1])

@@ -11,6 +11,12 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Only tests that are marked ``gpu`` see one: the others expect that an engine's own choice is the CPU."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def byte_tokenizer():
     """One token per byte, chat markers and ends as special tokens, a plain chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -105,6 +105,12 @@ def test_eager_model_gets_its_own_attention_back():
     assert torch.equal(row_logprobs(model, ids, mask, width, 1.0), plain)
 
 
+def test_on_cuda_a_padded_row_s_head_computes_completions_alone():
+    groups = [Group((0, 1), 10, (3, 5))]
+    assert pl.row_work(groups).heads == 2 * 15
+    assert pl.row_work(groups, whole_head=False).heads == 8
+
+
 def test_chunked_head_equals_plain_head(monkeypatch):
     ids, mask, width = batch(WORKLOADS["ragged"])
     model = tiny_model()
