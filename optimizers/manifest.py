@@ -14,7 +14,8 @@ from typing import Any
 from colever.config import SweepConfig
 from colever.optimizers.evaluate import Grounds
 
-TIMES = {"seconds", "expected"}  # of a report: what no two runs share, and what only one of them may have
+# Of a report: what no two runs share (the machine's time and its price), and what only one of them may have.
+TIMES = {"seconds", "dollars", "expected"}
 
 
 def manifest(config: SweepConfig, grounds: Grounds) -> dict[str, Any]:

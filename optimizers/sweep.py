@@ -176,7 +176,7 @@ class _Run:
 
     def finish(self) -> StudyReport:
         """Evaluate the test cells, each once, and report."""
-        with self.workers.finishing():
+        with self.workers.finishing(lambda: self.progress.update(0, 1, "another worker reads test")):
             with self.workers.writing():
                 self._write()
             failures = [f"Trial {t.number} failed: {t.user_attrs['error']}." for t in self.trials.to_retry()]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -73,9 +73,16 @@ class Workers:
         """The lock to write under: the others wait."""
         return self._writer
 
-    def finishing(self) -> FileLock:
-        """The lock to end the study under: the others wait, and then find all of it done."""
-        return self._finish
+    @contextmanager
+    def finishing(self, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Ends the study alone: the others wait, are told so, and then find all of it done."""
+        if not _taken(self._finish):
+            on_wait()
+            self._finish.acquire()
+        try:
+            yield
+        finally:
+            self._finish.release()
 
     def take(self, trial: int) -> bool:
         """Whether the trial is this worker's from now on: nobody runs it, or who did is gone."""

@@ -51,9 +51,7 @@ def register(client: MlflowClient, run: Run, report: StudyReport, config: Mappin
         client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
     client.finalize_logged_model(logged.model_id, "READY")
     _ensure(client, name, report)
-    made = client.create_model_version(
-        name, logged.artifact_location, run.info.run_id, tags, model_id=logged.model_id
-    )
+    made = client.create_model_version(name, logged.artifact_location, run.info.run_id, tags, model_id=logged.model_id)
     client.update_model_version(name, made.version, description(report, int(made.version)))
     client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, 0)])
     for old in earlier:
