@@ -198,7 +198,7 @@ class MlflowTracker:
 
     def study_stopped(self, reason: str) -> None:
         """Close every RUNNING run. Never raises a StoreError: it is called while another error is on its way."""
-        self._machine.leave()
+        self._machine.leave(at_once=True)
         if not self._study_run:
             return
         try:
