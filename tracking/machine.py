@@ -27,8 +27,10 @@ class Machine:
         self._monitor = SystemMetricsMonitor(run_id, sampling_interval=SECONDS, resume_logging=True, tracking_uri=uri)
         self._monitor.start()
 
-    def leave(self) -> None:
-        """No further reading; waits for one that is being written."""
-        if self._monitor is not None:
-            self._monitor.finish()
-            self._monitor = None
+    def leave(self, *, at_once: bool = False) -> None:
+        """No further reading; waits for one that is being written, unless ``at_once``: a locked database takes long."""
+        monitor, self._monitor = self._monitor, None
+        if monitor is not None and at_once:
+            monitor._shutdown_event.set()
+        elif monitor is not None:
+            monitor.finish()

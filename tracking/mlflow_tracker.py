@@ -202,7 +202,7 @@ class MlflowTracker:
 
     def study_stopped(self, reason: str, *, alone: bool = True) -> None:
         """Close every RUNNING run, or this process's own. Never raises a StoreError: another error is on its way."""
-        self._machine.leave()
+        self._machine.leave(at_once=True)
         if not self._study_run:
             return
         try:

@@ -108,7 +108,6 @@ def test_the_table_has_the_columns_that_compare_arms(server: UiServer, page: Pag
         "gain/prompt",
         "gain/weights",
         "cost/rollouts",
-        "cost/seconds",
     ):
         page.wait_for_selector(f"[role=columnheader] >> text={column}")
     page.wait_for_selector("text=0.9375")
