@@ -110,7 +110,7 @@ def test_rows_are_over_seeds_and_what_is_one_candidate_differs_by_nothing():
     assert results.row("w", 0.05).test.value == 0.5  # the round does not fit
     lines = table(results)
     assert any(line.startswith("| searched | 2 | 43.3 |") for line in lines)
-    assert as_json(results)["searched"]["at"]["0.5"] == 50.0
+    assert as_json(results)["searched"]["at"]["1"] == 75.0  # p and w, in the one seed that has a unit
 
 
 @pytest.mark.parametrize("kind", ["grpo", "finetune"])
