@@ -90,7 +90,7 @@ def test_figures_say_their_numbers() -> None:
     report = make_report()
     page = Page(to_html(report))
     labels = [svg["aria-label"] for svg in page.of("svg")]
-    assert len(labels) == 6
+    assert len(labels) == 7
     assert labels[0] == (
         "gold on test: base 62.1 %; prompt lever +10.3 [8.1, 12.6]; weight lever +21.9 [19.2, 24.5]; "
         "interaction +2.7 [-1.2, 6.6] unresolved; both levers 94.3 %"
@@ -179,7 +179,7 @@ def test_an_unfinished_study_says_so_on_top_and_shows_dev_only() -> None:
     assert page.text.index("This study is not finished") < page.text.index(verdict(report))
     for absent in ("Arms on test", "The four arms", "Which criteria moved", "Examples that flipped", "Shapley"):
         assert absent not in page.text
-    assert len(page.of("svg")) == 3, "the curves alone"
+    assert len(page.of("svg")) == 4, "the curves alone"
 
 
 def test_without_all_arms_no_share_is_drawn_and_the_page_says_why() -> None:
