@@ -1,6 +1,6 @@
 """The winner as a version of a registered MLflow model, which loads back and predicts without a pickle.
 
-    MLmodel, requirements.txt …     how MLflow loads it: by the module ``colever.served``
+    MLmodel, requirements.txt       how MLflow loads it: by the module ``colever.served``
     data/winner/winner.json         task, base model, engine settings, prompts, where the weights are
     data/winner/weights/            the weights, where they are small; larger ones are referred to
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -112,11 +111,13 @@ def _ensure(client: MlflowClient, name: str, report: StudyReport) -> None:
 
 
 def _save(folder: Path, report: StudyReport, candidate: Candidate, config: Mapping[str, Any]) -> None:
-    """``winner`` as ``colever.served`` reads it, and ``model`` around it as MLflow does."""
-    import mlflow.pyfunc
+    """``model`` as MLflow reads it. Its own ``save_model`` takes seconds to look through every installed package."""
+    from mlflow import pyfunc
+    from mlflow.models import Model
 
-    data = folder / "winner"
-    data.mkdir()
+    root = folder / "model"
+    data = root / "data" / "winner"
+    data.mkdir(parents=True)
     weights = candidate.weights
     if weights.path is not None and Path(weights.path).is_dir() and size_of(Path(weights.path)) <= SMALL_WEIGHTS:
         shutil.copytree(weights.path, data / "weights")
@@ -130,13 +131,11 @@ def _save(folder: Path, report: StudyReport, candidate: Candidate, config: Mappi
         "candidate": replace(candidate, weights=weights).to_json(),
     }
     (data / "winner.json").write_text(json.dumps(winner, indent=2, ensure_ascii=False), encoding="utf-8")
+    (root / "requirements.txt").write_text(f"colever=={version('colever')}\n", encoding="utf-8")
     pair = next(iter(report.rollouts.values()), None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # it wants an example of inputs: the version's description has one
-        mlflow.pyfunc.save_model(
-            str(folder / "model"), loader_module=LOADER, data_path=str(data), signature=_signature(pair and pair[1]),
-            pip_requirements=[f"colever=={version('colever')}"],
-        )  # fmt: skip
+    described = Model(signature=_signature(pair and pair[1]))
+    pyfunc.add_to_model(described, loader_module=LOADER, data="data/winner")
+    described.save(str(root / "MLmodel"))
 
 
 def _signature(rollout: Any) -> Any:
