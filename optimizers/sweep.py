@@ -147,7 +147,7 @@ class _Run:
             )  # fmt: skip
         self.progress.update(0, len(task.dev), "base on dev")
         self.base_dev = self.evaluator(self.base, budget=self.budget, on_done=self._told("base on dev", len(task.dev)))
-        self.ledger.mark()  # every worker has base on its own
+        self.ledger.open()
         with self.workers.writing():
             self.tracker.base_evaluated(self.base_dev, self.evaluator.rollouts(self.base))
             self.trials = Trials(self.folder, config, key, self.workers)

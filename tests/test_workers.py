@@ -12,11 +12,13 @@ import optuna
 import pytest
 from test_sweep import Told, run, timeless
 
-from colever.errors import LeverError, StoreError
+from colever.config import load_config
+from colever.errors import BudgetExhausted, LeverError, StoreError
 from colever.optimizers import workers as module
+from colever.optimizers.ledger import Ledger
 from colever.optimizers.workers import FLYING, Workers
 from colever.tracking.report_json import to_json
-from colever.types import Cost, StudyReport
+from colever.types import Candidate, Cost, Evaluation, RoundRecord, StudyReport
 
 
 def side_by_side(*calls: Callable[[], StudyReport]) -> list[StudyReport]:
@@ -128,6 +130,57 @@ def test_workers_know_what_the_others_spent(tmp_path: Path) -> None:
         path = next(one.folder.glob("*.json"))
         path.write_text(path.read_text().replace(str(os.getpid()), str(2**22 + 1)))  # its process is gone
         assert one.published() == {}
+
+
+def ledger(workers: Workers, cap: int) -> Ledger:
+    """With base booked, at 60 rollouts."""
+    made = Ledger(load_config(flags={"task": "toy"}, overrides={"budget.rollouts": cap}), workers)
+    made.budget.reserve(rollouts=60)
+    made.budget.charge(Cost(rollouts=60))
+    made.open()
+    return made
+
+
+def round_of(key: str, rollouts: int) -> RoundRecord:
+    dev, base = Evaluation("dev", (), (), (), {}, {}), Candidate({})
+    return RoundRecord(key, "prompt", {}, 0, base, base, dev, dev, False, Cost(rollouts=rollouts))
+
+
+def test_a_round_that_another_worker_paid_for_fits_where_it_fitted_there(tmp_path: Path) -> None:
+    one, other = Workers(tmp_path), Workers(tmp_path)
+    with one.joined(), other.joined():
+        first, second = ledger(one, 200), ledger(other, 200)
+        first.budget.charge(Cost(rollouts=140))
+        first.end_round(round_of("k", 140), stored=False)
+        assert not second.end_round(round_of("k", 140), stored=True)
+        assert (second.budget.spent, second.elsewhere()) == (Cost(rollouts=200), Cost())
+        with pytest.raises(BudgetExhausted):
+            second.end_round(round_of("another study's", 1), stored=True)
+
+
+def test_base_counts_once_for_all_workers_and_one_may_join_near_the_cap(tmp_path: Path) -> None:
+    one, other = Workers(tmp_path), Workers(tmp_path)
+    with one.joined(), other.joined():
+        first = ledger(one, 200)
+        first.budget.charge(Cost(rollouts=140))
+        second = ledger(other, 200)
+        assert first.elsewhere() == Cost()
+        assert second.elsewhere() == Cost(rollouts=140)
+
+
+def test_what_a_worker_spent_counts_when_it_is_gone(tmp_path: Path) -> None:
+    one, other = Workers(tmp_path), Workers(tmp_path)
+    with one.joined():
+        first = ledger(one, 200)
+        with other.joined():
+            second = ledger(other, 200)
+            second.budget.charge(Cost(rollouts=70))
+            second.end_round(round_of("k", 70), stored=False)
+            second.budget.charge(Cost(rollouts=8))
+            assert first.elsewhere() == Cost(rollouts=78)
+        assert first.elsewhere() == Cost(rollouts=70)  # its pull is taken up, and then counts what it had done
+        assert not first.end_round(round_of("k", 70), stored=True)
+        assert (first.budget.spent, first.elsewhere()) == (Cost(rollouts=130), Cost())
 
 
 def test_there_is_an_end_to_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
