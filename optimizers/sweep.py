@@ -136,7 +136,7 @@ class _Run:
             alone = not self.workers.others()
             self.folder.claim(config)
             self.state = self._state()
-            if not self.state.trials and alone:  # a study that goes on was made by its first command
+            if not self.state.trials and (alone or self._manifest() is None):  # it goes on: its first command made it
                 self.folder.write_manifest(manifest(config, self.evaluator.grounds))
             self.folder.write(self.state)
             plan = f"{config.trials} trials: {'; '.join(space.schedules(config)[: config.trials])}"
@@ -151,7 +151,7 @@ class _Run:
         with self.workers.writing():
             self.tracker.base_evaluated(self.base_dev, self.evaluator.rollouts(self.base))
             self.trials = Trials(self.folder, config, key, self.workers)
-            self.trials.line_up()
+            self.trials.line_up(again=self.workers.first)
             for trial in self.trials.ended():
                 self._retell(trial)
             self.ledger.catch_up([*self.trials.ended(), *self.trials.failed()], self.rounds)
