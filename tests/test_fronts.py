@@ -144,12 +144,20 @@ def _base_seconds(home: Path) -> float:
     [
         ({"objective": "cost", "prune": True}, "prune: trials are compared by their scores"),
         ({"objective": "cost", "axis": "dollars"}, "needs a price: set dollars_per_hour"),
+        ({"axis": "dollars"}, "needs a price: set dollars_per_hour"),
         ({"axis": "watts"}, "axis"),
     ],
 )
 def test_what_does_not_go_together_is_said(tmp_path: Path, settings: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         run(tmp_path, **settings)
+
+
+def test_a_price_that_the_search_goes_by_stays(tmp_path: Path) -> None:
+    by_price = {"objective": "cost", "axis": "dollars", "trials": 1}
+    run(tmp_path, dollars_per_hour=2.0, **by_price)
+    with pytest.raises(UsageError, match=r"dollars_per_hour was 2.0, now 3.0"):
+        run(tmp_path, dollars_per_hour=3.0, **by_price)
 
 
 def test_axes_are_fields_of_the_ledger() -> None:
