@@ -187,8 +187,8 @@ class SweepConfig(Settings):
     def _cost_can_be_counted(self) -> SweepConfig:
         if self.objective == "cost" and self.prune:
             raise ValueError("prune: trials are compared by their scores along the way; accepted with objective score")
-        if self.objective == "cost" and self.axis == "dollars" and not self.dollars_per_hour:
-            raise ValueError("axis=dollars with objective=cost needs a price: set dollars_per_hour above 0")
+        if self.axis == "dollars" and not self.dollars_per_hour:
+            raise ValueError("axis=dollars needs a price: set dollars_per_hour above 0")
         return self
 
     @model_validator(mode="after")
@@ -278,7 +278,9 @@ def _build(data: Mapping[str, Any], where: str, *, partial: bool = False) -> Swe
     try:
         return SweepConfig(**({"task": "?"} | dict(data) if partial else data))
     except ValidationError as error:
-        lines = [_reason(e) for e in error.errors()]
+        lines = [_reason(e) for e in error.errors() if e["loc"] or not partial]  # flags may mend what goes together
+        if not lines:
+            return SweepConfig(task="?")
         raise UsageError(f"{where}: {'; '.join(lines)}") from None
 
 

@@ -86,7 +86,11 @@ def parts_of(winner: Candidate, base: Candidate) -> dict[str, Candidate]:
 
 
 def planned(state: StudyState, base_dev: Evaluation, trials: Sequence[TrialRecord]) -> list[tuple[Candidate, str]]:
-    """What is evaluated once when a study ends: cells, parts, first arms and front on test, cells on watched splits."""
+    """What is evaluated once when a study ends: cells, parts, first arms and front on test, cells on watched splits.
+
+    Of stored trials, which have no price: winner and front are those of the report.
+    """
+    trials = [priced(t, state.dollars_per_hour) for t in trials]
     cells = [choice.candidate for choice in choose_arms(state.base, base_dev, trials).values()]
     winner = choose_winner(state, trials)
     parts = list(parts_of(winner.candidate, state.base).values()) if winner else []
@@ -110,7 +114,8 @@ def build_report(
 
     Raises ValueError if base was not evaluated on dev.
     """
-    base_dev, trials = evaluations(state.base, "dev"), [priced(t, state.dollars_per_hour) for t in trials]
+    base_dev, stored = evaluations(state.base, "dev"), trials
+    trials = [priced(t, state.dollars_per_hour) for t in stored]
     if base_dev is None:
         raise ValueError(f"study {state.study!r}: base was not evaluated on dev yet")
     measured = _Measured(state, evaluations)
@@ -147,7 +152,7 @@ def build_report(
         winner=winner.schedule if winner else "",
         cost=sum(({r.key: r.cost for t in trials for r in t.rounds}).values(), at_price(base_dev.cost + state.lost)),
         expected=at_price(expected) if expected else None,
-        reading_cost=at_price(measured.reading_cost(planned(state, base_dev, trials)) + there[1]),
+        reading_cost=at_price(measured.reading_cost(planned(state, base_dev, stored)) + there[1]),
         objective=state.objective,
         axis=state.axis,
         front=[measured.stop(place) for place in front(found, state.axis)],

@@ -24,12 +24,19 @@ class Ledger:
         self._workers = workers
         self.budget = Budget(config.budget, shared=self, dollars_per_hour=config.dollars_per_hour)
         self._charged: dict[str, Cost] = {}  # rounds by key, and what failed pulls lost
+        self._heard: dict[str, Cost] = {}  # the same of other workers, those that are gone included
+        self._open = False  # until base is booked
         self._known: set[int] = set()  # ended and failed trials
         self._mark = Cost()  # what was spent when the last round, or the trial before, had ended
 
     def __contains__(self, key: str) -> bool:
         """Whether the round is on it."""
         return key in self._charged
+
+    def open(self) -> None:
+        """Base is booked, as each worker has it on its own: from now on workers count what the others spend."""
+        self._open = True
+        self.mark()
 
     def mark(self) -> None:
         """A trial begins: what is spent from now on is in flight until its round has ended."""
@@ -45,11 +52,13 @@ class Ledger:
     def end_round(self, record: RoundRecord, stored: bool) -> bool:
         """Book a round of the trial at hand; whether it was on the ledger already.
 
-        One that is read from the store costs what it cost: raises BudgetExhausted where that passes a cap.
+        One that is read from the store costs what it cost: raises BudgetExhausted where that passes a cap. What another
+        worker has paid for counts already.
         """
         seen = record.key in self
         if stored and not seen:
-            self.budget.reserve(rollouts=record.cost.rollouts)
+            if record.key not in self._paid_elsewhere():
+                self.budget.reserve(rollouts=record.cost.rollouts)
             self.charge(record.key, record.cost)
         self._charged[record.key] = record.cost
         self.mark()
@@ -84,9 +93,16 @@ class Ledger:
 
     def elsewhere(self) -> Cost:
         """What other workers spent that is not on this ledger."""
-        return sum((cost for name, cost in self._workers.published().items() if name not in self._charged), Cost())
+        paid = self._paid_elsewhere() if self._open else {}
+        return sum((cost for name, cost in paid.items() if name not in self._charged), Cost())
 
     def tell(self) -> None:
         """The other workers, what is on this ledger; nobody asks where there are no caps."""
-        if self.budget.caps:
+        if self.budget.caps and self._open:
             self._workers.publish({**self._charged, FLYING: self.budget.spent - self._mark})
+
+    def _paid_elsewhere(self) -> dict[str, Cost]:
+        """By what for. A worker that is gone has spent what it had booked; what it had in flight is counted anew."""
+        now = self._workers.published() if self.budget.caps else {}
+        self._heard |= {name: cost for name, cost in now.items() if not name.startswith(FLYING)}
+        return {**now, **self._heard}

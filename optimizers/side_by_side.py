@@ -9,7 +9,7 @@ from dataclasses import replace
 from colever.errors import UsageError
 from colever.optimizers.attribution import choose_winner
 from colever.optimizers.store import EvaluationStore
-from colever.optimizers.study import StudyFolder, StudyState
+from colever.optimizers.study import StudyFolder, StudyState, priced
 from colever.samples import SampledRollout
 from colever.types import Candidate, StudyReport
 
@@ -58,7 +58,7 @@ def _kept(folder: StudyFolder, state: StudyState, candidate: Candidate, split: s
 def _candidate(folder: StudyFolder, state: StudyState, which: str) -> Candidate:
     if which == "base":
         return state.base
-    trials = folder.trials(state)
+    trials = [priced(t, state.dollars_per_hour) for t in folder.trials(state)]
     if which == "winner" and (winner := choose_winner(state, trials)) is not None:
         return winner.candidate
     rounds = {f"{t.number}.{place}": r.child for t in trials for place, r in enumerate(t.rounds, 1)}

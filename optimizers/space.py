@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 GROUPS: dict[str, type[Settings]] = {"prompt": PromptSettings, "weights": WeightSettings}
 SPLIT = "split"
+SHARED_OUT = ("weights.updates", "prompt.candidates")  # what follows from a trial's rollouts, where they are given
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,12 @@ def schedules(config: SweepConfig) -> list[str]:
 
 def ranges(config: SweepConfig) -> list[Range | Choice]:
     """The searched settings. Raises UsageError for one that is unknown, of another kind, or whose range leaves its
-    default out or holds a value that the setting refuses.
+    default out or holds a value that the setting refuses, and for words that do not go together.
     """
     search = config.search if isinstance(config.search, dict) else _around(config, wide=config.search == "wide")
-    return [_searched(config, name, values) for name, values in search.items()]
+    found = [_searched(config, name, values) for name, values in search.items()]
+    _check_words(config, [choice for choice in found if isinstance(choice, Choice)])
+    return found
 
 
 def arm_params(config: SweepConfig, schedule: str) -> dict[str, Any]:
@@ -138,6 +141,8 @@ def _searched(config: SweepConfig, name: str, values: Sequence[Any]) -> Range | 
         if not 0 < low <= config.split <= high < 1:
             raise UsageError(f"search: split: accepted: a range inside 0 … 1 that holds {config.split}")
         return Range(name, low, high, config.split, False)
+    if name in SHARED_OUT and config.trial_rollouts is not None:
+        raise UsageError(f"search: {name}: it follows from trial_rollouts and split; accepted in its place: {SPLIT}")
     group, _, key = name.partition(".")
     fields = GROUPS[group].model_fields if group in GROUPS else {}
     kind = fields[key].annotation if key in fields else None
@@ -160,8 +165,24 @@ def _choice(config: SweepConfig, name: str, words: Sequence[Any], accepted: Sequ
     if unknown := [word for word in words if word not in accepted]:
         raise UsageError(f"search: {name}: {unknown[0]!r}; accepted: {', '.join(accepted)}")
     if default not in words:
-        raise UsageError(f"search: {name}: the arms' value {default} must be among {', '.join(map(str, words))}")
-    return Choice(name, tuple(words), default)
+        among = ", ".join(map(str, words)) or "at least one word"
+        raise UsageError(f"search: {name}: the arms' value {default} must be among {among}")
+    return Choice(name, tuple(dict.fromkeys(words)), default)
+
+
+def _check_words(config: SweepConfig, choices: Sequence[Choice]) -> None:
+    """Raises UsageError where a trial could draw two words, or one, that do not go with each other or with the rest."""
+    for one, other in itertools.combinations_with_replacement(choices, 2):
+        for drawn in itertools.product(one.words, other.words):
+            data = config.model_dump()
+            for choice, word in zip((one, other), drawn, strict=True):
+                group, _, key = choice.name.partition(".")
+                data[group][key] = word
+            try:
+                SweepConfig(**data)
+            except ValidationError as error:
+                reasons = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())
+                raise UsageError(f"search: {one.name}: a trial could draw what no study may have: {reasons}") from None
 
 
 def _limits(name: str, values: Sequence[Any]) -> tuple[float, float]:

@@ -136,7 +136,7 @@ class _Run:
             alone = not self.workers.others()
             self.folder.claim(config)
             self.state = self._state()
-            if not self.state.trials and alone:  # a study that goes on was made by its first command
+            if not self.state.trials and (alone or self._manifest() is None):  # it goes on: its first command made it
                 self.folder.write_manifest(manifest(config, self.evaluator.grounds))
             self.folder.write(self.state)
             plan = f"{config.trials} trials: {'; '.join(space.schedules(config)[: config.trials])}"
@@ -147,11 +147,11 @@ class _Run:
             )  # fmt: skip
         self.progress.update(0, len(task.dev), "base on dev")
         self.base_dev = self.evaluator(self.base, budget=self.budget, on_done=self._told("base on dev", len(task.dev)))
-        self.ledger.mark()  # every worker has base on its own
+        self.ledger.open()
         with self.workers.writing():
             self.tracker.base_evaluated(self.base_dev, self.evaluator.rollouts(self.base))
             self.trials = Trials(self.folder, config, key, self.workers)
-            self.trials.line_up()
+            self.trials.line_up(again=self.workers.first)
             for trial in self.trials.ended():
                 self._retell(trial)
             self.ledger.catch_up([*self.trials.ended(), *self.trials.failed()], self.rounds)

@@ -70,14 +70,17 @@ class Trials:
         """How many of ``config.trials`` need nothing more in this call."""
         return len(self.ended()) + len(self.given_up()) + len(self.to_retry())
 
-    def line_up(self) -> None:
-        """Enqueue the first schedules, as many as there are trials, and once more those that failed."""
+    def line_up(self, *, again: bool) -> None:
+        """Enqueue the first schedules, as many as there are trials; ``again``: and once more those that failed.
+
+        One call of several workers tries a trial once, so only the first of them says ``again``.
+        """
         known = [t.system_attrs.get("fixed_params") or t.params for t in self.all()]
         for schedule in self.config.schedules[: self.config.trials]:
             params = space.arm_params(self.config, schedule)
             if params not in known:
                 self.study.enqueue_trial(params)
-        for trial in self.to_retry():
+        for trial in self.to_retry() if again else ():
             self.study.enqueue_trial(trial.params)
 
     def claim(self) -> optuna.Trial | None:

@@ -45,6 +45,7 @@ class Workers:
             raise StoreError(f"the folder {self.folder} cannot be made: {error.strerror}") from error
         self._writer, self._finish = FileLock(self.folder / "writer"), FileLock(self.folder / "finish")
         self._here: FileLock | None = None
+        self.first = False  # nobody else was there when this one joined
         self._trials: dict[int, FileLock] = {}
 
     @contextmanager
@@ -52,7 +53,11 @@ class Workers:
         """One of the workers while the block runs. Raises StoreError where there are ``MOST`` already."""
         slots = (FileLock(self.folder / f"worker-{slot}") for slot in range(MOST))
         with self.writing():
+            for left in self.folder.glob("worker-*.json"):  # by one that was killed: its number may be another's now
+                if _free(left.with_suffix("")):
+                    left.unlink(missing_ok=True)
             self._here = next((lock for lock in slots if _taken(lock)), None)
+            self.first = not self.others()
         if self._here is None:
             raise StoreError(f"{MOST} workers run this study already")
         try:

@@ -26,6 +26,14 @@ def test_flags_win_over_the_file_and_none_is_no_flag(tmp_path: Path) -> None:
     assert (config.task, config.seed, config.weights.updates, config.weights.learning_rate) == ("b", 3, 8, 1e-5)
 
 
+def test_flags_may_complete_what_a_file_says_in_part(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("task: a\naxis: dollars\n")
+    assert load_config(file, overrides={"dollars_per_hour": 2}).dollars_per_hour == 2
+    with pytest.raises(UsageError, match="axis=dollars needs a price"):
+        load_config(file)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -10,7 +10,7 @@ from test_attribution import BASE, Records, evaluation, four
 from test_sweep import run, timeless
 
 from colever.errors import UsageError
-from colever.optimizers.attribution import build_report, choose_winner
+from colever.optimizers.attribution import build_report, choose_winner, planned
 from colever.optimizers.fronts import AXES, cost_to, front, levels, places
 from colever.optimizers.study import find_study, priced
 from colever.tracking.report import footnotes, verdict
@@ -87,6 +87,22 @@ def test_a_search_for_cost_ends_trials_at_the_target(tmp_path: Path) -> None:
     assert timeless(to_json(run(tmp_path, trials=10, **settings))) == timeless(to_json(report))
 
 
+def test_what_is_read_on_test_is_what_the_report_shows_at_its_price() -> None:
+    records = Records()
+    trials = []
+    for number, seconds in enumerate((50.0, 20.0)):  # the later one is the cheaper
+        made = records.trial(number, "p", [0.92])
+        rounds = tuple(replace(r, cost=replace(r.cost, seconds=seconds)) for r in made.rounds)
+        trials.append(replace(made, rounds=rounds, cost=replace(made.cost, seconds=seconds)))
+    state = records.state(objective="cost", axis="dollars", dollars_per_hour=3600.0, schedules=())
+    plan = {c.digest for c, split in planned(state, evaluation(0.5), trials) if split == "test"}
+    assert trials[1].candidate.digest in plan
+    assert BASE.digest in plan
+    report = build_report(state, trials, records)
+    assert [stop.trial for stop in report.front] == [-1, 1]
+    assert sum(r.cost.dollars for r in report.path) == 20.0
+
+
 def test_front_and_levels_are_in_the_report(tmp_path: Path) -> None:
     report = run(tmp_path, trials=7)
     found = tables(report)
@@ -128,12 +144,20 @@ def _base_seconds(home: Path) -> float:
     [
         ({"objective": "cost", "prune": True}, "prune: trials are compared by their scores"),
         ({"objective": "cost", "axis": "dollars"}, "needs a price: set dollars_per_hour"),
+        ({"axis": "dollars"}, "needs a price: set dollars_per_hour"),
         ({"axis": "watts"}, "axis"),
     ],
 )
 def test_what_does_not_go_together_is_said(tmp_path: Path, settings: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         run(tmp_path, **settings)
+
+
+def test_a_price_that_the_search_goes_by_stays(tmp_path: Path) -> None:
+    by_price = {"objective": "cost", "axis": "dollars", "trials": 1}
+    run(tmp_path, dollars_per_hour=2.0, **by_price)
+    with pytest.raises(UsageError, match=r"dollars_per_hour was 2.0, now 3.0"):
+        run(tmp_path, dollars_per_hour=3.0, **by_price)
 
 
 def test_axes_are_fields_of_the_ledger() -> None:

@@ -52,8 +52,30 @@ def test_ranges_at_the_edge_of_what_is_accepted() -> None:
 
 
 def test_words_are_searched_too() -> None:
-    (found,) = ranges({"weights.loss": ["grpo", "dapo"]})
+    (found,) = ranges({"weights.loss": ["grpo", "dapo", "grpo"]})
     assert (found.words, found.default) == (("grpo", "dapo"), "dapo")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"search": {"weights.adapters": ["shared", "per_predictor"], "weights.peft": ["auto", "none"]}},
+            "search: weights.adapters: a trial could draw what no study may have: weights.adapters=per_predictor needs",
+        ),
+        (
+            {"search": {"weights.peft": ["auto", "none"]}, "engine.quantization": "nf4"},
+            "search: weights.peft: a trial could draw what no study may have: engine.quantization=nf4",
+        ),
+        (
+            {"search": {"weights.updates": [1, 40]}, "trial_rollouts": 500},
+            "search: weights.updates: it follows from trial_rollouts and split",
+        ),
+    ],
+)
+def test_what_a_trial_could_not_have_or_would_not_keep_is_said(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=f"^{said}"):
+        space.ranges(load_config(flags={"task": "t"}, overrides=settings))
 
 
 def test_the_wide_space_has_what_people_tune_and_every_arm_is_a_point_of_it() -> None:

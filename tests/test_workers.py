@@ -11,12 +11,16 @@ from typing import Any
 import optuna
 import pytest
 from test_sweep import Told, run, timeless
+from toy import ToyEngine
 
-from colever.errors import LeverError, StoreError
+from colever.config import load_config
+from colever.errors import BudgetExhausted, LeverError, StoreError
 from colever.optimizers import workers as module
+from colever.optimizers.ledger import Ledger
+from colever.optimizers.study import find_study
 from colever.optimizers.workers import FLYING, Workers
 from colever.tracking.report_json import to_json
-from colever.types import Cost, StudyReport
+from colever.types import Candidate, Cost, Evaluation, RoundRecord, StudyReport
 
 
 def side_by_side(*calls: Callable[[], StudyReport]) -> list[StudyReport]:
@@ -84,6 +88,43 @@ def test_a_failure_in_one_worker_leaves_the_others_their_trials(tmp_path: Path) 
         assert report.table["weights"].score is None
 
 
+def test_a_worker_that_joins_late_does_not_try_again_what_just_failed(tmp_path: Path) -> None:
+    failed, joined = threading.Event(), threading.Event()
+
+    def fail() -> None:
+        if failed.is_set():  # in the second trial, that the other one may join
+            joined.wait(60)
+        failed.set()
+        raise LeverError("no luck")
+
+    def late() -> StudyReport:
+        failed.wait(60)
+        told = Told()
+        told.trial_started = lambda *_: joined.set()  # type: ignore[method-assign]
+        return run(tmp_path, tracker=told, on_update=fail, schedules=["w", "w,p", "p", "p,w"])
+
+    reports = side_by_side(lambda: run(tmp_path, on_update=fail, schedules=["w", "w,p", "p", "p,w"]), late)
+    for report in reports:
+        assert len(report.failures) == 3
+        assert not any("second time" in note for note in report.notes)
+
+
+def test_workers_that_start_at_once_leave_a_manifest(tmp_path: Path) -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    class Slow(ToyEngine):  # is asked for its digest when it has joined
+        @property
+        def digest(self) -> str:  # type: ignore[override]
+            if not done:
+                both.wait()
+                done.append(1)
+            return "toy-engine"
+
+    done: list[int] = []
+    side_by_side(*(lambda: run(tmp_path, trials=1, engine=Slow()) for _ in range(2)))
+    assert find_study(tmp_path, "toy").manifest()["config"]["trials"] == 1
+
+
 def test_a_cap_ends_the_search_of_both(tmp_path: Path) -> None:
     reports = side_by_side(*(lambda: run(tmp_path, **{"budget.rollouts": 310}) for _ in range(2)))
     assert all(report.cost.rollouts <= 310 for report in reports)
@@ -128,6 +169,62 @@ def test_workers_know_what_the_others_spent(tmp_path: Path) -> None:
         path = next(one.folder.glob("*.json"))
         path.write_text(path.read_text().replace(str(os.getpid()), str(2**22 + 1)))  # its process is gone
         assert one.published() == {}
+        path.write_text(path.read_text().replace(str(2**22 + 1), str(os.getpid())))  # or its number another's by now
+    path.with_name("worker-7.json").write_text("{}")
+    with one.joined():
+        assert not path.with_name("worker-7.json").exists()
+        assert one.published() == {}
+
+
+def ledger(workers: Workers, cap: int) -> Ledger:
+    """With base booked, at 60 rollouts."""
+    made = Ledger(load_config(flags={"task": "toy"}, overrides={"budget.rollouts": cap}), workers)
+    made.budget.reserve(rollouts=60)
+    made.budget.charge(Cost(rollouts=60))
+    made.open()
+    return made
+
+
+def round_of(key: str, rollouts: int) -> RoundRecord:
+    dev, base = Evaluation("dev", (), (), (), {}, {}), Candidate({})
+    return RoundRecord(key, "prompt", {}, 0, base, base, dev, dev, False, Cost(rollouts=rollouts))
+
+
+def test_a_round_that_another_worker_paid_for_fits_where_it_fitted_there(tmp_path: Path) -> None:
+    one, other = Workers(tmp_path), Workers(tmp_path)
+    with one.joined(), other.joined():
+        first, second = ledger(one, 200), ledger(other, 200)
+        first.budget.charge(Cost(rollouts=140))
+        first.end_round(round_of("k", 140), stored=False)
+        assert not second.end_round(round_of("k", 140), stored=True)
+        assert (second.budget.spent, second.elsewhere()) == (Cost(rollouts=200), Cost())
+        with pytest.raises(BudgetExhausted):
+            second.end_round(round_of("another study's", 1), stored=True)
+
+
+def test_base_counts_once_for_all_workers_and_one_may_join_near_the_cap(tmp_path: Path) -> None:
+    one, other = Workers(tmp_path), Workers(tmp_path)
+    with one.joined(), other.joined():
+        first = ledger(one, 200)
+        first.budget.charge(Cost(rollouts=140))
+        second = ledger(other, 200)
+        assert first.elsewhere() == Cost()
+        assert second.elsewhere() == Cost(rollouts=140)
+
+
+def test_what_a_worker_spent_counts_when_it_is_gone(tmp_path: Path) -> None:
+    one, other = Workers(tmp_path), Workers(tmp_path)
+    with one.joined():
+        first = ledger(one, 200)
+        with other.joined():
+            second = ledger(other, 200)
+            second.budget.charge(Cost(rollouts=70))
+            second.end_round(round_of("k", 70), stored=False)
+            second.budget.charge(Cost(rollouts=8))
+            assert first.elsewhere() == Cost(rollouts=78)
+        assert first.elsewhere() == Cost(rollouts=70)  # its pull is taken up, and then counts what it had done
+        assert not first.end_round(round_of("k", 70), stored=True)
+        assert (first.budget.spent, first.elsewhere()) == (Cost(rollouts=130), Cost())
 
 
 def test_there_is_an_end_to_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
