@@ -10,6 +10,7 @@ The model is named after the task; each study is a version of it. Knows MLflow a
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -112,7 +113,6 @@ def _ensure(client: MlflowClient, name: str, report: StudyReport) -> None:
 
 def _save(folder: Path, report: StudyReport, candidate: Candidate, config: Mapping[str, Any]) -> None:
     """``model`` as MLflow reads it. Its own ``save_model`` takes seconds to look through every installed package."""
-    from mlflow import pyfunc
     from mlflow.models import Model
 
     root = folder / "model"
@@ -134,17 +134,20 @@ def _save(folder: Path, report: StudyReport, candidate: Candidate, config: Mappi
     (root / "requirements.txt").write_text(f"colever=={version('colever')}\n", encoding="utf-8")
     pair = next(iter(report.rollouts.values()), None)
     described = Model(signature=_signature(pair and pair[1]))
-    pyfunc.add_to_model(described, loader_module=LOADER, data="data/winner")
+    described.add_flavor(
+        "python_function", loader_module=LOADER, data="data/winner", python_version=platform.python_version()
+    )
     described.save(str(root / "MLmodel"))
 
 
 def _signature(rollout: Any) -> Any:
     """Of a program that reads text only; MLflow's checks of other fields would refuse what the program takes."""
-    from mlflow.models import infer_signature
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
 
-    if rollout is None or not rollout.outputs or not all(isinstance(v, str) for v in rollout.inputs.values()):
+    if rollout is None or not all(isinstance(value, str) for value in rollout.inputs.values()):
         return None
-    return infer_signature([dict(rollout.inputs)], [dict(rollout.outputs)])
+    return ModelSignature(inputs=Schema([ColSpec("string", name) for name in rollout.inputs]))
 
 
 def _absolute(name: str) -> str:
