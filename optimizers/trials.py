@@ -131,6 +131,7 @@ def sampler_of(
     """
     with warnings.catch_warnings():  # of group=True and of limits, both tried with this version
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # constraints_func leaves in Optuna 7
         if kind == "gp":
             return optuna.samplers.GPSampler(
                 seed=seed, n_startup_trials=8, deterministic_objective=False, constraints_func=limit

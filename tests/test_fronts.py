@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from test_attribution import BASE, Records, evaluation, four
 from test_sweep import run, timeless
+from toy import toy_task
 
 from colever.errors import UsageError
 from colever.optimizers.attribution import build_report, choose_winner, planned
@@ -71,6 +72,29 @@ def test_the_cheapest_to_the_target_wins_where_cost_is_the_objective() -> None:
     assert choose_winner(replace(by_cost, target=0.99), trials).schedule == "w,w"  # none is there: the best
     report = build_report(by_cost, trials, records)
     assert "the cheapest way to 90 % on dev (200 rollouts)" in verdict(report)
+
+
+def test_the_winner_stands_out_and_not_what_looks_better_on_another_measure() -> None:
+    records = Records(gold=True)
+    trials = [*four(records), records.trial(4, "w", [0.9]), records.trial(5, "w", [0.96])]
+    golds = tuple(float(i < 96) for i in range(100))  # trial 0 has on gold what the best has on the score
+    fooled = replace(trials[0].rounds[0], after=replace(trials[0].rounds[0].after, golds=golds))
+    trials[0] = replace(trials[0], rounds=(fooled,), dev=fooled.dev)
+    found = tables(build_report(records.state(axis="rollouts"), trials, records))
+    assert [row.cells[0] for row in found["trials"].rows if row.style == "best"] == ["5"]
+    assert [row.cells[0] for row in found["arms"].rows if row.style == "best"] == ["weights"]
+    assert found["front"].columns[-1] == "test gold"
+    cost = tables(build_report(records.state(objective="cost", axis="rollouts"), trials, records))
+    assert [row.cells[0] for row in cost["trials"].rows if row.style == "best"] == ["4"]
+    assert not [row for row in cost["arms"].rows if row.style == "best"]  # w's best is of another trial
+    best = min(trials, key=lambda trial: trial.number)
+    halfway = build_report(records.state(finished=False), [best, trials[1]], records)
+    assert "by weights after 2 trials" in verdict(halfway)  # 70 % of the score, 60 % of gold
+
+
+def test_a_base_at_the_target_is_no_cheapest_way(tmp_path: Path) -> None:
+    report = run(tmp_path, trials=1, objective="cost", axis="rollouts", task=toy_task(target=0.3))
+    assert "by prompt, though the base is at 30 % on dev for nothing" in verdict(report)
 
 
 def test_a_search_for_cost_ends_trials_at_the_target(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from colever.tracking.report import (
     bounds,
     effect_text,
     interval,
-    kept_schedule,
+    is_winner,
     measure,
     share,
     value_of,
@@ -116,7 +116,7 @@ def _told(report: StudyReport, cell: Cell) -> str:
 def _tile(picture: Picture, report: StudyReport, cell: Cell, x: float, y: float, width: float, height: float) -> None:
     estimate = cell.gold if report.has_gold else cell.score
     middle = x + width / 2
-    won = cell.name != "base" and cell.schedule in (report.winner, kept_schedule(report)) and estimate is not None
+    won = is_winner(report, cell) and estimate is not None
     picture.box(x, y, width, height, "tile best" if won else "tile")
     schedule = f" ({cell.schedule})" if 0 < len(cell.schedule) < 16 else ""
     picture.text(middle, y + 22, f"{ARMS[cell.name]}{schedule}")

@@ -54,6 +54,8 @@ def _least(report: StudyReport) -> str:
     """What the winner won by, where that is its cost."""
     if report.objective != "cost" or not report.path or report.path[-1].dev.score < report.target:
         return ""
+    if report.path[0].before.score >= report.target:
+        return f", though the base is at {level(report.target)} on dev for nothing"
     spent = along(report.axis, sum((record.cost for record in report.path), Cost()))
     return f", the cheapest way to {level(report.target)} on dev ({spent})"
 
@@ -66,6 +68,22 @@ def main_effects(report: StudyReport) -> dict[str, Estimate]:
 def kept_schedule(report: StudyReport) -> str:
     """The winner's schedule without the rounds whose child was not kept."""
     return ",".join(record.lever[0] for record in report.path if record.accepted)
+
+
+def is_winner(report: StudyReport, cell: Cell) -> bool:
+    """Whether an arm is the winner: where cost is the objective, its schedule's best on dev may be another trial's."""
+    if cell.name == "base" or not report.path or cell.schedule not in (report.winner, kept_schedule(report)):
+        return False
+    return cell.dev in (None, report.path[-1].dev.score)
+
+
+def winning_trial(report: StudyReport) -> int | None:
+    """The number of the winner's trial; None where there is none."""
+    if not report.path:
+        return None
+    score, spent = report.path[-1].dev.score, sum((record.cost for record in report.path), Cost())
+    same = [arm for arm in report.arms if arm.schedule == report.winner and arm.dev_score in (None, score)]
+    return min(same, key=lambda arm: (arm.cost != spent, arm.trial)).trial if same else None
 
 
 def spelled(schedule: str) -> str:
@@ -106,7 +124,7 @@ def _unfinished_verdict(report: StudyReport) -> str:
     done = f"{len(report.arms)} trial{'s' if len(report.arms) != 1 else ''}"
     if not report.arms:
         return f"{report.task}: no trial of study {report.study} has ended yet."
-    best = max(report.arms, key=lambda arm: arm.dev)
+    best = max(report.arms, key=lambda arm: arm.dev if arm.dev_score is None else arm.dev_score)
     before = report.path[0].before if report.path else None
     base = (before.gold if report.has_gold else before.score) if before else None
     start = f"{share(base)} → " if base is not None else ""

@@ -17,12 +17,13 @@ from colever.tracking.report import (
     dollars,
     effect_text,
     interval,
-    kept_schedule,
+    is_winner,
     level,
     main_effects,
     measure,
     number,
     share,
+    winning_trial,
 )
 from colever.types import Candidate, Cell, Cost, Evaluation, StudyReport
 
@@ -95,8 +96,8 @@ def _arms(report: StudyReport, cells: Mapping[str, Cell], title: str) -> Table:
             blanks = [""] * (len(estimates) - 1)
             rows.append(Row([name, cell.schedule, "not pulled", *blanks, share(cell.dev)], "faint"))
             continue
-        winner = name != "base" and cell.schedule in (report.winner, kept_schedule(report))
-        rows.append(Row([name, cell.schedule, *_estimates(report, cell), share(cell.dev)], "best" if winner else ""))
+        cells = [name, cell.schedule, *_estimates(report, cell), share(cell.dev)]
+        rows.append(Row(cells, "best" if is_winner(report, cell) else ""))
     return Table(title, ["arm", "schedule", *estimates, "dev score"], rows)
 
 
@@ -199,7 +200,8 @@ def _front(report: StudyReport) -> Table:
         cells = [stop.schedule or "base", trial, along(report.axis, stop.cost), share(stop.dev_score), *golds, *tests]
         rows.append(Row(cells))
     golds = ["dev gold"] if report.has_gold else []
-    columns = ["schedule", "trial", "cost", "dev score", *golds, *(["test"] if report.finished else [])]
+    tests = [f"test {measure(report)}"] if report.finished else []
+    columns = ["schedule", "trial", "cost", "dev score", *golds, *tests]
     return Table("The best on dev for its cost, any trial", columns, rows)
 
 
@@ -222,10 +224,10 @@ def _trials(report: StudyReport) -> Table:
     def costs(cost: Cost) -> list[str]:
         return [*cost_texts(cost), *([dollars(cost)] if priced else [])]
 
-    best = max(((arm.dev if arm.dev_score is None else arm.dev_score) for arm in report.arms), default=None)
+    best = winning_trial(report)
     for arm in sorted(report.arms, key=lambda arm: -arm.dev):
         cells = [str(arm.trial), arm.schedule, share(arm.dev), share(arm.test), *costs(arm.cost)]
-        rows.append(Row(cells, "best" if best in (arm.dev_score, arm.dev) else ""))
+        rows.append(Row(cells, "best" if arm.trial == best else ""))
     foot = [Row(["sweep", "each round once", "", "", *costs(report.cost)], "faint")]
     if report.finished:
         foot.append(Row(["report", "test, read once", "", "", *costs(report.reading_cost)], "faint"))
