@@ -55,6 +55,22 @@ def until(target: float, order: Order) -> Order:
     return lambda rounds: None if rounds and rounds[-1].dev.score >= target else order(rounds)
 
 
+def within(rollouts: int, order: Order) -> Order:
+    """The same order, ended before a pull that would bring the levers above so many rollouts, as its last one did."""
+
+    def following(rounds: Sequence[RoundRecord]) -> LeverName | None:
+        lever, spent = order(rounds), [_of_lever(pull) for pull in rounds]
+        place = None if lever is None else _last(rounds, lever)
+        return lever if place is None or sum(spent) + spent[place] <= rollouts else None
+
+    return following
+
+
+def _of_lever(pull: RoundRecord) -> int:
+    """A pull's rollouts without those of its child on dev; a child that is its parent was not scored."""
+    return pull.cost.rollouts - (len(pull.after.scores) if pull.child.digest != pull.parent.digest else 0)
+
+
 def gain_bound(pull: RoundRecord) -> float:
     """The upper end of the one-sided 95 % interval of a pull's gain on dev, over the examples scored both times."""
     pairs = zip(pull.before.scores, pull.after.scores, strict=True)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from colever.config import ADAPTIVE, PromptSettings, Settings, SweepConfig, WeightSettings, parse_schedule
 from colever.errors import UsageError
-from colever.optimizers.adaptive import Order, adaptive, fixed, until
+from colever.optimizers.adaptive import Order, adaptive, fixed, until, within
 from colever.optimizers.split import Planned, share_out
 
 if TYPE_CHECKING:
@@ -106,8 +106,13 @@ def with_settings(
 
 
 def order_of(config: SweepConfig, schedule: str, target: float) -> Order:
-    """Which lever comes next along this schedule; where cost is what counts, none once dev has reached the target."""
+    """Which lever comes next along this schedule; where cost is what counts, none once dev has reached the target.
+
+    The adaptive one ends where a trial's rollouts do, if these are given.
+    """
     order = adaptive(config.adaptive_rounds) if schedule == ADAPTIVE else fixed(parse_schedule(schedule))
+    if schedule == ADAPTIVE and config.trial_rollouts is not None:
+        order = within(config.trial_rollouts, order)
     return until(target, order) if config.objective == "cost" else order
 
 

@@ -55,6 +55,19 @@ def test_the_better_gain_per_cost_is_next() -> None:
     assert chosen(*by_rollouts) == "prompt"
 
 
+def test_a_trial_of_given_rollouts_ends_before_a_pull_that_goes_beyond() -> None:
+    config = load_config(flags={"task": "t"}, overrides={"trial_rollouts": 300})
+    order = space.order_of(config, "adaptive", 1.0)
+    dev = 400  # of each child, outside the levers' rollouts
+    rounds = [replace(pull("prompt", 0.5, 0.6), cost=Cost(rollouts=dev + 100))]
+    assert order(rounds) == "weights"
+    rounds.append(replace(pull("weights", 0.6, 0.7), cost=Cost(rollouts=dev + 100)))
+    assert order(rounds) is not None  # 200 of 300
+    rounds.append(replace(pull("weights", 0.7, 0.8), cost=Cost(rollouts=dev + 100)))
+    assert order(rounds) is None
+    assert space.order_of(config.model_copy(update={"trial_rollouts": None}), "adaptive", 1.0)(rounds) is not None
+
+
 def test_a_lever_that_did_not_pay_waits_for_the_other() -> None:
     nothing = pull("prompt", 0.5, 0.5)
     assert chosen(nothing, pull("weights", 0.5, 0.6)) in ("prompt", "weights")

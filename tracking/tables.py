@@ -96,8 +96,8 @@ def _arms(report: StudyReport, cells: Mapping[str, Cell], title: str) -> Table:
             blanks = [""] * (len(estimates) - 1)
             rows.append(Row([name, cell.schedule, "not pulled", *blanks, share(cell.dev)], "faint"))
             continue
-        line = [name, cell.schedule, *_estimates(report, cell), share(cell.dev)]
-        rows.append(Row(line, "best" if is_winner(report, cell) else ""))
+        texts = [name, cell.schedule, *_estimates(report, cell), share(cell.dev)]
+        rows.append(Row(texts, "best" if is_winner(report, cell) else ""))
     return Table(title, ["arm", "schedule", *estimates, "dev score"], rows)
 
 
