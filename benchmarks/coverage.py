@@ -26,7 +26,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from colever.optimizers.statistics import LEVERS, lever_effects_over_seeds, mean_over_seeds, seeds_effect
-from colever.types import Estimate
+from colever.reported import Estimate
 
 ARMS = ("base", "prompt", "weights", "both", "other")  # both: p,w; other: w,p
 TRAINED = np.array([0.0, 0.0, 1.0, 1.0, 1.0])

@@ -12,7 +12,8 @@ from search_comparison_methods import BASE, ORDERS, SEARCHED, SIX, Paths, at
 from colever.config import ADAPTIVE
 from colever.optimizers.estimate import scaled
 from colever.optimizers.statistics import Values, mean_over_seeds, seeds_effect
-from colever.types import Candidate, Cost, Estimate
+from colever.reported import Estimate
+from colever.types import Candidate, Cost
 
 BLIND, ORACLE = "one of the six, blindly", "the best of the six, in hindsight"
 WORDS = {

@@ -25,8 +25,9 @@ from colever.config import load_config, parse_pairs
 from colever.engines.lm import open_engine
 from colever.optimizers.study import StudyFolder
 from colever.optimizers.sweep import sweep
+from colever.reported import StudyReport
 from colever.tasks.load import load_task
-from colever.types import Cost, StudyReport
+from colever.types import Cost
 
 SCHEDULES = [",".join(s) for n in (1, 2, 3) for s in itertools.product("pw", repeat=n)]
 ALONE = "p,w,p"

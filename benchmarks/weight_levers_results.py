@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from colever.optimizers.statistics import wilson
-from colever.types import Estimate
+from colever.reported import Estimate
 
 RESAMPLES, CHUNK, LEVEL = 10_000, 500, 0.95
 

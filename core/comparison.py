@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from colever.types import Cost, Estimate
+from colever.reported import Estimate
+from colever.types import Cost
 
 
 @dataclass(frozen=True)

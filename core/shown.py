@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from colever.optimizers.study import StudyFolder
+    from colever.reported import StudyReport
     from colever.tasks.task import Task
-    from colever.types import Evaluation, StudyReport
+    from colever.types import Evaluation
 
 EXAMPLES_SHOWN = 4  # flipped in each direction, with their fields
 

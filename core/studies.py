@@ -16,7 +16,7 @@ from colever.shown import show_comparison, show_report, with_examples, write_rep
 
 if TYPE_CHECKING:
     from colever.config import SweepConfig
-    from colever.types import StudyReport
+    from colever.reported import StudyReport
 
 RESUMES = "finished rounds are stored; the same command continues"
 

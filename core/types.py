@@ -11,17 +11,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from colever.fronts import Elsewhere, Level, Stop
-
-from colever.samples import SampledRollout
+from typing import Any, Literal
 
 LeverName = Literal["prompt", "weights"]
 SplitName = Literal["train", "dev", "test"]
 Failure = Literal["policy", "infrastructure"]
-Over = Literal["examples", "seeds and examples"]
 
 
 def digest_of(value: Any) -> str:
@@ -288,124 +282,6 @@ class TrialRecord:
     dev: Evaluation | None  # of the trial's last kept candidate
     candidate: Candidate
     cost: Cost  # every round charged in full, shared or not
-
-
-# --- what is reported ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How a mean's values vary, as standard deviations (None: cannot be told from this many seeds and examples).
-
-    ``over_examples`` of one seed holds the residual too: what depends on seed and example together.
-    """
-
-    seeds: int
-    examples: int
-    over_examples: float | None = None
-    over_seeds: float | None = None
-    residual: float | None = None
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval; ``resolved`` is false where the interval holds 0 (effects only).
-
-    ``over`` says what the interval covers: examples alone, for the one training run at hand, or training seeds too.
-    """
-
-    value: float
-    low: float
-    high: float
-    resolved: bool = True
-    over: Over = "examples"
-    spread: Spread | None = None
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One candidate on test: rubric score and gold (None without gold); None everywhere if not pulled."""
-
-    name: str  # base, prompt, weights, both, or a part's name
-    score: Estimate | None
-    gold: Estimate | None
-    schedule: str = ""
-    dev: float | None = None  # the dev score that chose it
-    completion_tokens: Mapping[str, float] = field(default_factory=dict)
-    by_criterion: Mapping[str, float] = field(default_factory=dict)
-    examples: int | None = None  # how many examples the cell was scored on
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Which lever first crossed a level on the winner's path (dev), in which round, at what cost so far."""
-
-    at: float
-    lever: LeverName | Literal["base"] | None  # None: never crossed
-    round: int | None
-    cost: Cost | None
-
-
-@dataclass(frozen=True)
-class ArmRow:
-    """One trial in the report: dev and test are gold where the task has gold, else the rubric score."""
-
-    schedule: str
-    dev: float
-    test: float | None
-    cost: Cost
-    trial: int = 0
-    dev_score: float | None = None
-    dev_gold: float | None = None
-    curve: Sequence[tuple[Cost, float]] = ()  # (cost so far, dev) of the candidate kept: base first, then every round
-
-
-@dataclass(frozen=True)
-class Flips:
-    """Which test examples the winner turned, of ``examples`` that both it and the base were scored on.
-
-    Right is full marks: a value of 1, of gold where the task has gold. ``p_value`` is McNemar's exact test, two-sided.
-    """
-
-    examples: int
-    gained: tuple[str, ...]  # ids, wrong under the base and right under the winner, in the split's order
-    lost: tuple[str, ...]  # ids, the other way round
-    p_value: float
-    fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of a few: id -> the example's fields
-
-
-@dataclass(frozen=True)
-class StudyReport:
-    """Everything that the terminal, JSON, page, figures and MLflow show of a study; built by optimizers.attribution."""
-
-    study: str
-    task: str
-    model: str
-    target: float
-    finished: bool  # False: dev only, the test cells are empty
-    has_gold: bool
-    table: Mapping[str, Cell]  # base, prompt, weights, both
-    parts: Mapping[str, Cell]  # "p*,w0", "p0,w*", "p*,w*" of the winner
-    effects: Mapping[str, Estimate]  # prompt, weights, interaction (and others by name)
-    thresholds: Sequence[Threshold]
-    arms: Sequence[ArmRow]
-    path: Sequence[RoundRecord]  # the winner's rounds
-    winner: str  # its schedule
-    cost: Cost  # of the sweep: every distinct round once, and pulls that failed
-    expected: Cost | None = None  # of the sweep, by a dry run
-    reading_cost: Cost = field(default_factory=Cost)  # of reading test and watched splits at the end; under no cap
-    dev_gain: float | None = None
-    test_gain: float | None = None
-    watched: Mapping[str, Mapping[str, Cell]] = field(default_factory=dict)  # watched split -> cell name -> cell
-    notes: Sequence[str] = ()
-    failures: Sequence[str] = ()  # trials that failed in this call; the same command tries them once more
-    flips: Flips | None = None  # base to winner on test
-    objective: str = "score"  # what chose the winner: score, or cost to the target
-    axis: str = "flops"  # what cost means in front and levels
-    front: Sequence[Stop] = ()  # by rising cost, the best on dev that can be had for it
-    levels: Sequence[Level] = ()  # the cheapest way of each arm to each level
-    elsewhere: Sequence[Elsewhere] = ()  # other tasks under the trained weights
-    rollouts: Mapping[str, tuple[SampledRollout, SampledRollout]] = field(default_factory=dict)  # base's and winner's
 
 
 def read_json(path: Path) -> Any:

@@ -10,27 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from colever.errors import UsageError
-from colever.fronts import Elsewhere, Stop
 from colever.optimizers.elsewhere import elsewhere, trained
 from colever.optimizers.flips import flips_between
 from colever.optimizers.fronts import Place, cost_to, front, levels, places
 from colever.optimizers.power import would_resolve
 from colever.optimizers.statistics import Values, lever_effects, mean_estimate, paired_effect
 from colever.optimizers.study import StudyFolder, StudyState, priced
-from colever.types import (
-    ArmRow,
-    Candidate,
-    Cell,
-    Cost,
-    Estimate,
-    Evaluation,
-    Flips,
-    LeverName,
-    RoundRecord,
-    StudyReport,
-    Threshold,
-    TrialRecord,
-)
+from colever.reported import ArmRow, Cell, Elsewhere, Estimate, Flips, Stop, StudyReport, Threshold
+from colever.types import Candidate, Cost, Evaluation, LeverName, RoundRecord, TrialRecord
 
 LEVELS = (0.7, 0.8, 0.9)
 CELLS = ("base", "prompt", "weights", "both")

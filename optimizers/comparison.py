@@ -15,7 +15,8 @@ from colever.optimizers.estimate import scaled
 from colever.optimizers.power import would_resolve
 from colever.optimizers.statistics import Runs, Values, lever_effects_over_seeds, mean_over_seeds, seeds_effect
 from colever.optimizers.study import StudyFolder, StudyState, find_study
-from colever.types import Cost, Estimate, Evaluation, TrialRecord, digest_of
+from colever.reported import Estimate
+from colever.types import Cost, Evaluation, TrialRecord, digest_of
 
 
 @dataclass(frozen=True)

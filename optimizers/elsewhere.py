@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from colever.errors import ColeverError, UsageError
-from colever.fronts import Elsewhere
 from colever.optimizers.evaluate import Evaluator
 from colever.optimizers.statistics import paired_effect
 from colever.optimizers.study import Other, StudyFolder, StudyState, same_task
+from colever.reported import Elsewhere
 from colever.tasks.load import BUNDLED, load_task
 from colever.types import Candidate, Cost, Evaluation, Weights
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from colever.types import Evaluation, Flips
+from colever.reported import Flips
+from colever.types import Evaluation
 
 RIGHT = 1 - 1e-9  # full marks, rounding aside
 

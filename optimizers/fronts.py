@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from colever.fronts import Level, Stop
+from colever.reported import Level, Stop
 from colever.types import Candidate, Cost, Evaluation, TrialRecord
 
 AXES: Mapping[str, Callable[[Cost], float]] = {

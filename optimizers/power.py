@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from colever.optimizers.variance import quantile
-from colever.types import Estimate, Spread
+from colever.reported import Estimate, Spread
 
 POWER = 0.8
 MOST = 10**9  # examples; and of seeds:

@@ -10,8 +10,9 @@ from colever.errors import UsageError
 from colever.optimizers.attribution import choose_winner
 from colever.optimizers.store import EvaluationStore
 from colever.optimizers.study import StudyFolder, StudyState, priced
+from colever.reported import StudyReport
 from colever.samples import SampledRollout
-from colever.types import Candidate, StudyReport
+from colever.types import Candidate
 
 
 def with_rollouts(report: StudyReport, folder: StudyFolder) -> StudyReport:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from colever.optimizers.variance import Array, quantile, spread, variance_parts
-from colever.types import Estimate, Over
+from colever.reported import Estimate, Over
 
 Z = 1.959963984540054
 Values = Sequence[float | None]

@@ -37,7 +37,8 @@ from colever.optimizers.study import StudyFolder, StudyState, TrialEntry, priced
 from colever.optimizers.tracker import NullTracker, Tracker
 from colever.optimizers.trials import Trials, entry_of, study_key
 from colever.optimizers.workers import Workers
-from colever.types import Cost, LeverName, RoundRecord, StudyReport, TrialRecord
+from colever.reported import StudyReport
+from colever.types import Cost, LeverName, RoundRecord, TrialRecord
 
 if TYPE_CHECKING:
     from colever.engines.transformers import TransformersEngine

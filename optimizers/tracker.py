@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from colever.reported import StudyReport
 from colever.samples import SampledRollout
 from colever.split import Split
-from colever.types import Evaluation, RoundRecord, StudyReport, TrialRecord
+from colever.types import Evaluation, RoundRecord, TrialRecord
 
 
 class Tracker(Protocol):

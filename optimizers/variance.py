@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from colever.types import Spread
+from colever.reported import Spread
 
 LEVEL = 0.95
 BEND, BEND_OF_TWO = 1.35, 1.0

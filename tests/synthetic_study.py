@@ -12,20 +12,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from colever.reported import ArmRow, Cell, Estimate, Flips, StudyReport, Threshold
 from colever.samples import SampledRollout, SampledStep
 from colever.types import (
-    ArmRow,
     Candidate,
-    Cell,
     Cost,
-    Estimate,
     Evaluation,
-    Flips,
     LeverName,
     PredictorPrompt,
     RoundRecord,
-    StudyReport,
-    Threshold,
     TrialRecord,
     Weights,
     digest_of,

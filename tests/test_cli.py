@@ -242,9 +242,9 @@ def test_a_study_through_the_whole_command_line(run: Run, tmp_path: Path, tiny_c
 def test_flipped_examples_are_shown_with_what_the_task_holds_of_them(tmp_path: Path) -> None:
     from synthetic_study import make_report
 
+    from colever.reported import Flips
     from colever.shown import with_examples
     from colever.tasks.load import load_task
-    from colever.types import Flips
 
     file = tmp_path / "my_task.py"
     file.write_text(TASK)

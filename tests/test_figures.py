@@ -9,8 +9,8 @@ import pytest
 from matplotlib.image import imread
 from synthetic_study import make_report, no_gold_report, unfinished_report
 
+from colever.reported import StudyReport
 from colever.tracking import figures
-from colever.types import StudyReport
 
 ALL = ["1-levers", "2-cost", "3-rubric-and-gold", "4-training"]
 

@@ -11,11 +11,12 @@ import pytest
 from synthetic_study import around, make_flips, make_report, no_gold_report, unfinished_report
 
 from colever.errors import StoreError
+from colever.reported import Flips, StudyReport
 from colever.shown import write_page
 from colever.tracking.page import IDS_SHOWN, to_html
 from colever.tracking.report import footnotes, verdict
 from colever.tracking.tables import criteria, tables
-from colever.types import Flips, PredictorPrompt, StudyReport
+from colever.types import PredictorPrompt
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>&\"{{ 7 * 7 }}</style></svg>"
 VOID = {"meta", "input", "br"}

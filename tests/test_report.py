@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 from synthetic_study import make_report, no_gold_report, unfinished_report
 
+from colever.reported import Cell, StudyReport
 from colever.tracking.report import kept_schedule, verdict
 from colever.tracking.report_json import to_json
 from colever.tracking.terminal import render
-from colever.types import Cell, StudyReport
 
 CELL = {"score", "low", "high", "gold", "gold_low", "gold_high"}
 

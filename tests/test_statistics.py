@@ -15,7 +15,7 @@ from colever.optimizers.statistics import (
     seeds_effect,
     wilson,
 )
-from colever.types import Estimate, Spread
+from colever.reported import Estimate, Spread
 
 
 def known(estimate: Estimate | None) -> Estimate:

@@ -18,8 +18,9 @@ from colever.optimizers.prompt_lever import PromptLever
 from colever.optimizers.study import StudyFolder, find_study, same_task
 from colever.optimizers.sweep import sweep
 from colever.optimizers.tracker import NullTracker
+from colever.reported import StudyReport
 from colever.tracking.report_json import to_json
-from colever.types import RoundRecord, StudyReport
+from colever.types import RoundRecord
 
 SMALL = {"prompt.candidates": 2, "prompt.screen": 8, "prompt.examples": 16, "prompt.demos": 2}
 

@@ -9,7 +9,7 @@ from scipy.stats import t
 from colever.optimizers.power import Needed, needed, resolving_power
 from colever.optimizers.statistics import mean_over_seeds, paired_effect, seeds_effect, wilson
 from colever.optimizers.variance import mean_squares, quantile, spread, variance_parts
-from colever.types import Estimate, Spread
+from colever.reported import Estimate, Spread
 
 
 def known(estimate: Estimate | None) -> Estimate:

@@ -19,8 +19,9 @@ from colever.optimizers import workers as module
 from colever.optimizers.ledger import Ledger
 from colever.optimizers.study import find_study
 from colever.optimizers.workers import FLYING, Workers
+from colever.reported import StudyReport
 from colever.tracking.report_json import to_json
-from colever.types import Candidate, Cost, Evaluation, RoundRecord, StudyReport
+from colever.types import Candidate, Cost, Evaluation, RoundRecord
 
 
 def side_by_side(*calls: Callable[[], StudyReport]) -> list[StudyReport]:

@@ -10,11 +10,11 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from colever.comparison import ComparisonRow
+from colever.reported import Estimate
 from colever.tracking import figures
 from colever.tracking.report import ARMS, EFFECTS, cost_texts, effect_text
 from colever.tracking.tables import TEXT, Row, Table
 from colever.tracking.terminal import titled
-from colever.types import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colever.reported import ArmRow, Cell, Estimate, StudyReport
 from colever.tracking.report import ARMS, EFFECTS, main_effects, measure, spelled, verdict
-from colever.types import ArmRow, Cell, Cost, Estimate, StudyReport
+from colever.types import Cost
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colever.errors import StoreError
+from colever.reported import StudyReport
 from colever.samples import SampledRollout
 from colever.split import Split
 from colever.tracking import numbers, store
@@ -30,7 +31,7 @@ from colever.tracking.report import spelled
 from colever.tracking.report_json import to_json
 from colever.tracking.traces import link_traces, log_traces, replace_traces
 from colever.tracking.view import quoted, study_views, tags_of
-from colever.types import Candidate, Evaluation, RoundRecord, StudyReport, TrialRecord
+from colever.types import Candidate, Evaluation, RoundRecord, TrialRecord
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

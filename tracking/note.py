@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from colever.reported import Cell, Estimate, StudyReport
 from colever.tracking.report import ARMS, CONDITIONAL, EFFECTS, main_effects, spelled, verdict
-from colever.types import Cell, Estimate, StudyReport, TrialRecord
+from colever.types import TrialRecord
 
 
 def study_note(report: StudyReport) -> str:

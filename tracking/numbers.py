@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from colever.reported import StudyReport
 from colever.tracking.report import main_effects
-from colever.types import Cost, Evaluation, RoundRecord, StudyReport, TrialRecord
+from colever.types import Cost, Evaluation, RoundRecord, TrialRecord
 
 Point = tuple[str, int, float]
 

@@ -10,13 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from colever.reported import Flips, StudyReport
 from colever.samples import cut
 from colever.tracking import page_figures
 from colever.tracking.figures import LEVER_COLOURS, PALETTE, arm_label, cost_units, drawn_arms
 from colever.tracking.report import best_cell, effect_text, footnotes, measure, verdict
 from colever.tracking.rollouts import by_turns, score_text, step_text
 from colever.tracking.tables import Table, criteria, tables
-from colever.types import Flips, StudyReport
 
 IDS_SHOWN = 500  # of flipped examples, in each direction
 TEXT_SHOWN = 2000  # characters of one field of a demo or of an example, of a prompt or of a completion

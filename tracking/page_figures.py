@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from colever.reported import Cell, Estimate, StudyReport
 from colever.tracking.figures import COST_UNITS, INK, LEVER_COLOURS, drawn_arms
 from colever.tracking.report import (
     ARMS,
@@ -21,7 +22,6 @@ from colever.tracking.report import (
     value_of,
 )
 from colever.tracking.svg import Picture, Scale, scale, ticks
-from colever.types import Cell, Estimate, StudyReport
 
 WIDTH = 440
 LEFT = 38  # of the value axis

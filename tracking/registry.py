@@ -19,8 +19,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colever.reported import StudyReport
 from colever.tracking.report import verdict
-from colever.types import Candidate, StudyReport
+from colever.types import Candidate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from colever.config import LEVER_LETTERS
-from colever.types import Cell, Cost, Estimate, StudyReport
+from colever.reported import Cell, Estimate, StudyReport
+from colever.types import Cost
 
 ARMS = {"base": "base", "prompt": "prompt only", "weights": "weights only", "both": "both levers"}
 EFFECTS = {

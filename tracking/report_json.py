@@ -6,7 +6,8 @@ import dataclasses
 import math
 from typing import Any
 
-from colever.types import ArmRow, Cell, Flips, RoundRecord, StudyReport
+from colever.reported import ArmRow, Cell, Flips, StudyReport
+from colever.types import RoundRecord
 
 ARM_NAMES = ("base", "prompt", "weights", "both")
 EFFECT_NAMES = ("prompt", "weights", "interaction")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from colever.reported import Cell, StudyReport
 from colever.tracking.report import (
     ARMS,
     EFFECTS,
@@ -25,7 +26,7 @@ from colever.tracking.report import (
     share,
     winning_trial,
 )
-from colever.types import Candidate, Cell, Cost, Evaluation, StudyReport
+from colever.types import Candidate, Cost, Evaluation
 
 Style = Literal["", "best", "faint"]
 TEXT = {"arm", "schedule", "part", "its", "effect", "lever", "round", "trial", "predictor", "instruction", "criterion"}

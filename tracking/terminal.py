@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from colever.reported import StudyReport
 from colever.tracking.report import footnotes, verdict
 from colever.tracking.tables import Table, tables
-from colever.types import StudyReport
 
 STYLES = {"": None, "best": "bold green", "faint": "dim"}
 
