@@ -39,7 +39,7 @@ def write_report(built: StudyReport, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, value in files.items():
-            (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False), encoding="utf-8")
+            _replace(folder / name, json.dumps(value, indent=2, ensure_ascii=False).encode())
         save_all(built, folder / "figures")
     except OSError as error:
         raise StoreError(f"the report cannot be written to {folder}: {error}") from error
@@ -51,13 +51,19 @@ def write_page(built: StudyReport, file: Path) -> None:
     from colever.tracking.page import to_html
 
     page = to_html(built).encode("utf-8", errors="replace")  # half of a surrogate pair has no encoding
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(page)
-        temporary.replace(file)
+        _replace(file, page)
     except OSError as error:
         raise StoreError(f"the page cannot be written to {file}: {error.strerror or error}") from error
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """All of it or nothing. Raises OSError."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(file)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ Forgetting is measured on dev, so that the other tasks' test stays unread. Reads
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -26,14 +27,21 @@ Weighted = Mapping[str, Weights]  # arm -> the weights that it ended with
 
 
 def other_tasks(config: SweepConfig) -> list[Task]:
-    """The tasks that the setting ``elsewhere`` names, this one left out. Raises UsageError if one cannot be loaded."""
+    """The tasks that the setting ``elsewhere`` names, this one left out.
+
+    Raises UsageError if one cannot be loaded, or two have one name.
+    """
     names = config.elsewhere
     if names is None:
         names = tuple(BUNDLED) if config.task in BUNDLED else ()
     try:
-        return [load_task(name) for name in names if not same_task(name, config.task)]
+        found = [load_task(name) for name in names if not same_task(name, config.task)]
     except ColeverError as error:
         raise UsageError(f"elsewhere: {error}") from error
+    twice = [name for name, count in Counter(task.name for task in found).items() if count > 1]
+    if twice:
+        raise UsageError(f"elsewhere: two tasks are called {twice[0]!r}; accepted: each name once")
+    return found
 
 
 def trained(candidates: Mapping[str, Candidate]) -> dict[str, Weights]:
@@ -78,11 +86,15 @@ def elsewhere(folder: StudyFolder, state: StudyState, weights: Weighted) -> tupl
 
 
 def _compared(name: str, arm: str, before: Evaluation, after: Evaluation) -> Elsewhere | None:
+    """Over the examples that were scored both times."""
     gold = before.gold is not None and after.gold is not None
-    one, other = (after.golds, before.golds) if gold else (after.scores, before.scores)
-    change = paired_effect([(1, one), (-1, other)])
-    values = (before.gold, after.gold) if gold else (before.score, after.score)
-    return Elsewhere(name, arm, values[0] or 0.0, values[1] or 0.0, change, len(one)) if change else None
+    values = zip(*((e.golds if gold else e.scores) for e in (before, after)), strict=True)
+    pairs = [(one, other) for one, other in values if one is not None and other is not None]
+    olds, news = [one for one, _ in pairs], [other for _, other in pairs]
+    change = paired_effect([(1, news), (-1, olds)]) if pairs else None
+    if change is None:
+        return None
+    return Elsewhere(name, arm, sum(olds) / len(pairs), sum(news) / len(pairs), change, len(pairs))
 
 
 def _told(progress: Progress, text: str, total: int) -> Callable[[int], None]:

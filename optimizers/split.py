@@ -34,7 +34,9 @@ def share_out(
         prompt = _fitting(prompt, int(rollouts * part / prompts), planned)
     if trainings:
         each = rollouts * (1 - part) / trainings
-        updates = max(1, int(each / (weights.examples_per_update * weights.group_size)))
+        looks = weights.validation  # the first look, then one every so many updates
+        update = weights.examples_per_update * weights.group_size + weights.validation / weights.validate_every
+        updates = max(1, int((each - looks) / update))
         weights = weights.model_copy(update={"updates": updates})
     return prompt, weights
 

@@ -178,8 +178,7 @@ class _Run:
     def finish(self) -> StudyReport:
         """Evaluate the test cells, each once, and report."""
         with self.workers.finishing(lambda: self.progress.update(0, 1, "another worker reads test")):
-            with self.workers.writing():
-                self._write()
+            self._refresh()
             failures = [f"Trial {t.number} failed: {t.user_attrs['error']}." for t in self.trials.to_retry()]
             for lost in self.trials.given_up():
                 self._note(f"Trial {lost.number} failed a second time and is left out: {lost.user_attrs['error']}.")
@@ -241,6 +240,8 @@ class _Run:
 
         with self.workers.writing():
             place = self.trials.done() + len(self.trials.elsewhere()) + 1
+            trial.set_user_attr("schedule", schedule)
+            trial.set_user_attr("settings", settings)
             self.tracker.trial_started(trial.number, schedule, settings)
         where = f"trial {place} of {config.trials} ({schedule})"
         rounds = alternate(
@@ -254,8 +255,6 @@ class _Run:
         value = AXES[config.axis](record.cost.priced(config.dollars_per_hour)) if config.objective == "cost" else score
         with self.workers.writing():
             trial.set_user_attr("rounds", self.keys)
-            trial.set_user_attr("schedule", schedule)
-            trial.set_user_attr("settings", settings)
             trial.set_user_attr("short", self.task.target - score)
             state = TrialState.PRUNED if pruned else TrialState.COMPLETE
             self.trials.study.tell(trial, None if pruned else value, state=state)
@@ -274,6 +273,7 @@ class _Run:
             trial.set_user_attr("lost", asdict(self.ledger.fail_trial(trial.number)))
             self.trials.study.tell(trial, state=TrialState.FAIL)
             self._write()
+            self.tracker.trial_finished(priced(self._record(trial.number), self.config.dollars_per_hour))
 
     # --- what an earlier call did --------------------------------------------------------------------
 
@@ -281,7 +281,7 @@ class _Run:
         """An ended trial, told and charged again as if it ran now; a round that is gone is made again."""
         self._restore(entry_of(trial))
         self.ledger.end_trial(trial.number)
-        record = self._record(trial)
+        record = self._record(trial.number)
         self.tracker.trial_started(record.number, record.schedule, record.settings)
         for index, made in enumerate(record.rounds):
             seen = made.key in self.ledger
@@ -336,6 +336,11 @@ class _Run:
 
     def _write(self) -> None:
         """The study's file, from its database."""
+        self._refresh()
+        self.folder.write(self.state)
+
+    def _refresh(self) -> None:
+        """The state, from the study's database."""
         entries = tuple(map(entry_of, self.trials.ended()))
         failed = [t.user_attrs for t in self.trials.failed()]
         lost = sum((Cost(**attributes["lost"]) for attributes in failed), Cost())
@@ -344,10 +349,9 @@ class _Run:
             record = self.rounds.get(key)
             lost = lost + (record.cost if record else Cost())
         self.state = replace(self.state, trials=entries, lost=lost)
-        self.folder.write(self.state)
 
-    def _record(self, trial: optuna.trial.FrozenTrial) -> TrialRecord:
-        return self.folder.trials(replace(self.state, trials=(entry_of(trial),)))[0]
+    def _record(self, number: int) -> TrialRecord:
+        return self.folder.trials(replace(self.state, trials=(entry_of(self.trials.all()[number]),)))[0]
 
     def _at_price(self, record: RoundRecord) -> RoundRecord:
         return replace(record, cost=record.cost.priced(self.config.dollars_per_hour))

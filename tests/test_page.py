@@ -97,15 +97,16 @@ def test_figures_say_their_numbers() -> None:
         "interaction +2.7 [-1.2, 6.6] unresolved; both levers 94.3 %"
     )
     assert "both levers 94.3 % [92.2, 96.4]" in labels[1]
-    assert [label.split(" against ")[1].split(":")[0] for label in labels[2:5]] == [
+    assert [label.split(" against ")[1].split(":")[0] for label in labels[2:6]] == [
         "rollouts",
         "computed TFLOPs",
         "minutes",
+        "million tokens",
     ]
     table = criteria(report)
     assert table is not None
     for row in table.rows:
-        assert f"{row.cells[0]}: base {row.cells[1]}, prompt only {row.cells[2]}" in labels[5]
+        assert f"{row.cells[0]}: base {row.cells[1]}, prompt only {row.cells[2]}" in labels[6]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from colever.optimizers.sweep import sweep
 from colever.optimizers.tracker import NullTracker
 from colever.reported import StudyReport
 from colever.tracking.report_json import to_json
-from colever.types import RoundRecord
+from colever.types import RoundRecord, TrialRecord
 
 SMALL = {"prompt.candidates": 2, "prompt.screen": 8, "prompt.examples": 16, "prompt.demos": 2}
 
@@ -41,6 +41,9 @@ class Told(NullTracker):
 
     def round_finished(self, trial: int, index: int, record: RoundRecord, reused: bool, rollouts: Any = ()) -> None:
         self.events.append(("round", trial, index, record.lever, reused))
+
+    def trial_finished(self, record: TrialRecord) -> None:
+        self.events.append(("ended", record.number, record.state))
 
     def study_stopped(self, reason: str, *, alone: bool = True) -> None:
         self.events.append(("stopped", reason))
@@ -139,7 +142,11 @@ def broken() -> None:
 
 
 def test_a_failed_trial_leaves_the_others_and_is_tried_again(tmp_path: Path) -> None:
-    failed = run(tmp_path, on_update=broken)
+    told = Told()
+    failed = run(tmp_path, on_update=broken, tracker=told)
+    assert [e[1:] for e in told.events if e[0] == "ended"] == [
+        (0, "complete"), (1, "failed"), (2, "failed"), (3, "failed"),
+    ]  # fmt: skip
     assert len(failed.failures) == 3
     assert "Trial 1 failed: the weights lever failed: ValueError: no luck" in failed.failures[0]
     stored = report_of(StudyFolder(tmp_path, "toy-toy-s0"))

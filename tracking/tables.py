@@ -231,7 +231,18 @@ def _trials(report: StudyReport) -> Table:
         rows.append(Row(cells, "best" if arm.trial == best else ""))
     foot = [Row(["sweep", "each round once", "", "", *costs(report.cost)], "faint")]
     if report.finished:
-        foot.append(Row(["report", "test, read once", "", "", *costs(report.reading_cost)], "faint"))
+        foot.append(
+            Row(
+                [
+                    "report",
+                    "test and other tasks" if report.elsewhere else "test, read once",
+                    "",
+                    "",
+                    *costs(report.reading_cost),
+                ],
+                "faint",
+            )
+        )
     title = f"Every trial ({measure(report)}; a shared round is charged in full)"
     columns = ["trial", "schedule", "dev", "test", "rollouts", "TFLOPs", "time", *(["dollars"] if priced else [])]
     return Table(title, columns, rows, foot)
