@@ -229,7 +229,14 @@ def test_a_study_through_the_whole_command_line(run: Run, tmp_path: Path, tiny_c
     file.write_text(TASK + "\ntask = dataclasses.replace(task, target=0.5)")
     status, _, err = run("report", "mine", "--home", home, "--html", page)
     assert status == 0
-    assert "are named, not shown: task 'echo' is not the one" in one_line(err)
+    assert "no rollout was kept are named, not shown: task 'echo' is not the one" in one_line(err)
+    status, out, _ = run("rollouts", "mine", "0.1", "--json", "--home", home)
+    assert (status, [r["example_id"] for r in json.loads(out)]) == (0, ["dev-0", "dev-1", "dev-2", "dev-3"])
+    status, out, _ = run("rollouts", "mine", "base", "--split", "test", "--prompts", "--home", home)
+    assert status == 0
+    assert "<|im_start|>system" in out
+    status, _, err = run("rollouts", "mine", "9.9", "--home", home)
+    assert (status, "accepted: 0.1" in one_line(err)) == (2, True)
     file.write_text(TASK)
     status, out, _ = run("report", task, "--home", home)
     assert status == 0
