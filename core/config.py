@@ -177,6 +177,15 @@ class SweepConfig(Settings):
     def _schedules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(check_schedule, value))
 
+    @field_validator("search", mode="before")
+    @classmethod
+    def _search(cls, value: Any) -> Any:
+        if not isinstance(value, dict) and value not in ("narrow", "wide"):
+            raise ValueError(
+                f"search: {value!r}; accepted: narrow, wide, or settings as {{weights.loss: [dapo, grpo]}}"
+            )
+        return value
+
     @field_validator("budget", "round_budget")
     @classmethod
     def _caps(cls, value: dict[str, float]) -> dict[str, float]:
@@ -290,7 +299,8 @@ def _reason(error: Mapping[str, Any]) -> str:
         return str(error["ctx"]["error"])
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown key; accepted here: {', '.join(_accepted(error['loc'][:-1]))}"
-    return f"{key}: is needed" if error["type"] == "missing" else f"{key}: {error['msg']}, got {error['input']!r}"
+    said = error["msg"].replace("a valid tuple", "a list, such as [p, w]" if key == "schedules" else "a list")
+    return f"{key}: is needed" if error["type"] == "missing" else f"{key}: {said}, got {error['input']!r}"
 
 
 def _accepted(path: Sequence[Any]) -> list[str]:

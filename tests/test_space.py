@@ -126,3 +126,10 @@ def test_a_small_share_still_buys_a_round_of_each() -> None:
     assert weights.updates == 1
     assert planned(prompt) <= 50
     assert prompt.screen >= 4
+
+
+def test_a_search_that_is_neither_a_name_nor_settings_is_said() -> None:
+    with pytest.raises(UsageError, match="search: 'deep'; accepted: narrow, wide, or settings as"):
+        load_config(flags={"task": "t"}, overrides={"search": "deep"})
+    with pytest.raises(UsageError, match="elsewhere: Input should be a list, got 'lookup'"):
+        load_config(flags={"task": "t"}, overrides={"elsewhere": "lookup"})
