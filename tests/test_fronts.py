@@ -143,8 +143,8 @@ def test_the_machines_time_has_a_price_that_may_change(tmp_path: Path) -> None:
     dear = run(tmp_path, dollars_per_hour=3600.0)
     assert free.cost.dollars == 0
     assert dear.cost.dollars == pytest.approx(dear.cost.seconds)
-    assert "dollars" in tables(dear)["trials"].columns
-    assert "dollars" not in tables(free)["trials"].columns
+    assert "$" in tables(dear)["trials"].columns
+    assert "$" not in tables(free)["trials"].columns
     stored = find_study(tmp_path, "toy")
     assert all(r.cost.dollars == 0 for t in stored.trials(stored.state()) for r in t.rounds)  # no price is stored
     trial = stored.trials(stored.state())[0]

@@ -197,7 +197,7 @@ def cost_texts(cost: Cost) -> tuple[str, str, str]:
 
 def dollars(cost: Cost) -> str:
     """Cents where there are enough of them to tell costs apart."""
-    return f"${cost.dollars:,.2f}" if cost.dollars >= 1 else f"${cost.dollars:.4f}"
+    return f"${cost.dollars:,.2f}" if cost.dollars >= 1 else f"${cost.dollars:.3f}"
 
 
 def along(axis: str, cost: Cost) -> str:

@@ -208,14 +208,13 @@ def _front(report: StudyReport) -> Table:
 
 def _elsewhere(report: StudyReport) -> Table:
     """Other tasks under the trained weights: what training for this one did to them."""
-    rows = [
-        Row([c.task, ARMS[c.arm], str(c.examples), share(c.before), share(c.after), effect_text(c.change)])
-        for c in report.elsewhere
-    ]
-    columns = ["task", "weights", "examples", "own weights", "these weights", "change [95 %]"]
-    return Table(
-        "Other tasks on dev under the trained weights", columns, rows, left=frozenset(TEXT | {"task", "weights"})
-    )
+    rows = [Row([c.task, c.arm, share(c.before), share(c.after), effect_text(c.change)]) for c in report.elsewhere]
+    columns = ["task", "weights of", "own", "these", "change [95 %]"]
+    most = max(c.examples for c in report.elsewhere)
+    title = f"Other tasks under the trained weights (dev, n = {most} or fewer)"
+    if len({c.examples for c in report.elsewhere}) == 1:
+        title = f"Other tasks under the trained weights (dev, n = {most})"
+    return Table(title, columns, rows, left=frozenset(TEXT | {"task", "weights of"}))
 
 
 def _trials(report: StudyReport) -> Table:
@@ -229,13 +228,13 @@ def _trials(report: StudyReport) -> Table:
     for arm in sorted(report.arms, key=lambda arm: -arm.dev):
         cells = [str(arm.trial), arm.schedule, share(arm.dev), share(arm.test), *costs(arm.cost)]
         rows.append(Row(cells, "best" if arm.trial == best else ""))
-    foot = [Row(["sweep", "each round once", "", "", *costs(report.cost)], "faint")]
+    foot = [Row(["sweep", "each once", "", "", *costs(report.cost)], "faint")]
     if report.finished:
         foot.append(
             Row(
                 [
                     "report",
-                    "test and other tasks" if report.elsewhere else "test, read once",
+                    "at its end",
                     "",
                     "",
                     *costs(report.reading_cost),
@@ -244,7 +243,7 @@ def _trials(report: StudyReport) -> Table:
             )
         )
     title = f"Every trial ({measure(report)}; a shared round is charged in full)"
-    columns = ["trial", "schedule", "dev", "test", "rollouts", "TFLOPs", "time", *(["dollars"] if priced else [])]
+    columns = ["trial", "schedule", "dev", "test", "rollouts", "TFLOPs", "time", *(["$"] if priced else [])]
     return Table(title, columns, rows, foot)
 
 
