@@ -228,13 +228,13 @@ def _trials(report: StudyReport) -> Table:
     for arm in sorted(report.arms, key=lambda arm: -arm.dev):
         cells = [str(arm.trial), arm.schedule, share(arm.dev), share(arm.test), *costs(arm.cost)]
         rows.append(Row(cells, "best" if arm.trial == best else ""))
-    foot = [Row(["sweep", "each once", "", "", *costs(report.cost)], "faint")]
+    foot = [Row(["sweep", "all once", "", "", *costs(report.cost)], "faint")]
     if report.finished:
         foot.append(
             Row(
                 [
                     "report",
-                    "at its end",
+                    "its end",
                     "",
                     "",
                     *costs(report.reading_cost),
