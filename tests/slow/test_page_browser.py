@@ -129,7 +129,7 @@ def test_base_and_winner_stand_side_by_side_and_on_a_phone_one_below_the_other(b
 def test_print_shows_every_unit_and_what_is_folded(browser: Browser, file: Path, tmp_path: Path) -> None:
     page, _ = opened(browser, file, 1280)
     page.emulate_media(media="print")
-    assert page.locator(".panel:visible svg").count() == 3
+    assert page.locator(".panel:visible svg").count() == 4
     assert page.locator("details table").first.is_visible()
     save(page, file, "print")
     printed = page.pdf(path=str(tmp_path / "report.pdf"), format="A4")
