@@ -41,7 +41,7 @@ def further_workers(config: SweepConfig, home: Path, count: int) -> Iterator[Non
         workers = [_start(config, home, place) for place in range(2, count + 2)]
         try:
             yield
-        except BaseException:
+        except BaseException:  # an interrupt too: the further processes are told to end, then it goes on up
             _end(workers, signal.SIGINT)
             raise
         _end(workers)
