@@ -19,7 +19,10 @@ from colever.errors import UsageError
 ADAPTIVE = "adaptive"
 LEVER_LETTERS: dict[str, Literal["prompt", "weights"]] = {"p": "prompt", "w": "weights"}
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
-CAPS = ("rollouts", "prompt_tokens", "completion_tokens", "trained_tokens", "flops", "seconds", "dollars")
+CAPS = (
+    *("rollouts", "prompt_tokens", "completion_tokens", "trained_tokens", "flops", "seconds", "dollars"),
+    *("proposer_calls", "proposer_tokens"),
+)
 
 
 class Settings(BaseModel):

@@ -43,10 +43,18 @@ class Weights:
 
 @dataclass(frozen=True)
 class PredictorPrompt:
-    """One predictor's instruction and demos; a demo maps field names to JSON values."""
+    """One predictor's instruction and demos; a demo maps field names to JSON values.
+
+    ``nearest`` k > 0: of the demos each call shows the k whose inputs are most like its own; 0: all of them.
+    """
 
     instructions: str
     demos: tuple[Mapping[str, Any], ...] = ()
+    nearest: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        shown = {"nearest": self.nearest} if self.nearest else {}
+        return {"instructions": self.instructions, "demos": [dict(d) for d in self.demos], **shown}
 
 
 @dataclass(frozen=True)
@@ -58,16 +66,16 @@ class Candidate:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "prompts": {
-                name: {"instructions": p.instructions, "demos": [dict(d) for d in p.demos]}
-                for name, p in self.prompts.items()
-            },
+            "prompts": {name: p.to_json() for name, p in self.prompts.items()},
             "weights": dataclasses.asdict(self.weights),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Candidate:
-        prompts = {name: PredictorPrompt(p["instructions"], tuple(p["demos"])) for name, p in data["prompts"].items()}
+        prompts = {
+            name: PredictorPrompt(p["instructions"], tuple(p["demos"]), p.get("nearest", 0))
+            for name, p in data["prompts"].items()
+        }
         return cls(prompts, Weights(**data["weights"]))
 
     @property
@@ -142,7 +150,11 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Cost:
-    """One ledger for both levers. FLOPs are counted, not guessed; seconds are wall time."""
+    """One ledger for both levers. FLOPs are counted, not guessed; seconds are wall time.
+
+    What a proposer (the model that writes prompts) reads and writes is counted apart from the policy's tokens; where
+    the policy itself proposes, its tokens are in both.
+    """
 
     rollouts: int = 0
     prompt_tokens: int = 0  # prompt tokens computed by the sampler (a shared prefix counts once)
@@ -151,6 +163,8 @@ class Cost:
     flops: float = 0.0
     seconds: float = 0.0
     dollars: float = 0.0
+    proposer_calls: int = 0
+    proposer_tokens: int = 0  # read and written by the model that proposes prompts
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
