@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from colever.errors import UsageError
 
 ADAPTIVE = "adaptive"
+PROMPT_WAYS = ("choice", "instructions", "fewshot", "knn", "mipro", "gepa", "simba", "copro")
 LEVER_LETTERS: dict[str, Literal["prompt", "weights"]] = {"p": "prompt", "w": "weights"}
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 CAPS = (
@@ -46,13 +47,25 @@ def _setting(default: Any, description: str, **bounds: Any) -> Any:
 class PromptSettings(Settings):
     """One pull of the prompt lever."""
 
-    way: Literal["choice"] = _setting("choice", "how it pulls: chooses among offered wordings and demos")
-    candidates: int = _setting(12, "random combinations tried after the base, wordings and demos alone", ge=0)
-    demos: int = _setting(8, "at most so many per predictor; 0 = wordings only", ge=0)
-    screen: int = _setting(32, "train examples on which every combination is scored", ge=1)
-    examples: int = _setting(96, "train examples on which the finalists are scored", ge=1)
-    finalists: int = _setting(4, "combinations that are scored on more examples", ge=1)
+    way: str = _setting(
+        "choice",
+        f"how it pulls: {', '.join(PROMPT_WAYS)}, or your own teleprompter as module:attr or file.py:attr; see "
+        "docs/prompt-lever.md",
+    )
+    candidates: int = _setting(12, "random combinations, or what the way's optimizer calls candidates", ge=0)
+    demos: int = _setting(8, "at most so many per predictor; 0 = none", ge=0)
+    screen: int = _setting(32, "train examples on which every combination is scored; a minibatch", ge=1)
+    examples: int = _setting(96, "train examples on which the best compete", ge=1)
+    finalists: int = _setting(4, "choice: combinations that are scored on more examples", ge=1)
     threshold: float = _setting(0.9, "rubric score from which a rollout may become a demo", ge=0, le=1)
+    steps: int = _setting(3, "copro: its depth; simba: its steps", ge=1)
+    rollouts: int = _setting(600, "gepa: its metric calls", ge=1)
+    headroom: Literal["auto", "on", "off"] = _setting(
+        "auto", "a test whether prompts can gain at all, before the search; auto: for the ways that need a proposer"
+    )
+    headroom_candidates: int = _setting(16, "of the headroom test", ge=2)
+    headroom_examples: int = _setting(48, "train examples of the headroom test", ge=4)
+    headroom_gain: float = _setting(0.03, "no go where a gain of so much is ruled out", ge=0, le=1)
 
 
 class WeightSettings(Settings):

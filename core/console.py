@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ LINE_EVERY = 15.0  # seconds between progress lines where there is no terminal
 
 
 def stderr() -> Console:
-    return Console(stderr=True, highlight=False)
+    return Console(file=sys.stderr, highlight=False)  # this stream, even while a library's output is caught
 
 
 def say(text: str) -> None:

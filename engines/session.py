@@ -105,12 +105,13 @@ class Session:
 class Gatherer:
     """Batches calls that belong to no session: the first caller waits a moment, then runs all that came.
 
-    While a batch runs the next one goes on filling, so that many threads make few batches.
+    While a batch runs the next one goes on filling, so that many threads make few batches. ``settle``: the moment
+    lasts until nobody came during ``seconds``.
     """
 
-    def __init__(self, complete: Complete, seconds: float = 0.002) -> None:
+    def __init__(self, complete: Complete, seconds: float = 0.002, *, settle: bool = False) -> None:
         self._complete = complete
-        self._seconds = seconds
+        self._seconds, self._settle = seconds, settle
         self._lock = threading.Lock()
         self._running = threading.Lock()
         self._slots: list[_Slot] = []
@@ -128,7 +129,12 @@ class Gatherer:
         """Wait, then answer all that came. What ends the wait or the batch, an interrupt too, reaches each of them."""
         answers: Sequence[Completion | BaseException]
         try:
-            time.sleep(self._seconds)
+            there = 0
+            while there < len(slots):
+                there = len(slots)
+                time.sleep(self._seconds)
+                if not self._settle:
+                    break
             with self._running:
                 self._close(slots)
                 answers = self._complete([s.request for s in slots])

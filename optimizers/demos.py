@@ -12,11 +12,10 @@ from typing import Any
 
 import dspy
 
-from colever.types import Score, Step
+from colever.optimizers.rehearsal import Rehearsed
 
 Demo = Mapping[str, Any]
 Demos = dict[str, list[Demo]]  # predictor → demos, no two alike
-_CALLS = "_colever_calls"  # a private attribute: no field of the prediction
 
 
 def labelled_demos(program: dspy.Module, examples: Sequence[dspy.Example]) -> Demos:
@@ -29,49 +28,16 @@ def labelled_demos(program: dspy.Module, examples: Sequence[dspy.Example]) -> De
     return pool
 
 
-def recorded(program: dspy.Module) -> dspy.Module:
-    """The program, made to keep each predictor call's inputs and outputs on its prediction (see ``Harvest``)."""
-    original = type(program)
-
-    def forward(self: dspy.Module, *args: Any, **kwargs: Any) -> dspy.Prediction:
-        with dspy.context(trace=[]):
-            prediction = original.forward(self, *args, **kwargs)
-            names = {id(predictor): name for name, predictor in self.named_predictors()}
-            calls = [
-                (names[id(p)], dict(inputs), dict(out.items()))
-                for p, inputs, out in dspy.settings.trace
-                if id(p) in names
-            ]
-        object.__setattr__(prediction, _CALLS, calls)
-        return prediction
-
-    program.__class__ = type(original)(  # type: ignore[misc]
-        original.__name__, (original,), {"forward": forward, "__module__": original.__module__}
-    )
-    return program
-
-
-class Harvest:
-    """A scoring function that also gathers, from rollouts at or above ``threshold``, each call as a demo."""
-
-    def __init__(self, score: Any, threshold: float) -> None:
-        self._score, self._threshold = score, threshold
-        self._kept: list[tuple[float, str, list[tuple[str, dict[str, Any], dict[str, Any]]]]] = []
-
-    def __call__(self, example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[Step]) -> Score:
-        score = self._score(example, prediction, steps)
-        calls = getattr(prediction, _CALLS, None)
-        if calls and score.total >= self._threshold:
-            self._kept.append((score.total, json.dumps(calls, sort_keys=True, default=str), calls))
-        return score
-
-    def demos(self) -> Demos:
-        """Best rollouts first, then by content, so that the order in which they ended does not count."""
-        pool: Demos = {}
-        for _, _, calls in sorted(self._kept, key=lambda kept: (-kept[0], kept[1])):
-            for name, inputs, outputs in calls:
+def bootstrapped_demos(rollouts: Sequence[Rehearsed], threshold: float) -> Demos:
+    """Per predictor, its calls in the rollouts at or above ``threshold``: best rollouts first, then by content."""
+    good = [(r.total, [(name, i, o) for name, i, o, failed, _ in r.calls if not failed]) for r in rollouts]
+    kept = [(total, json.dumps(calls, sort_keys=True), calls) for total, calls in good if total >= threshold]
+    pool: Demos = {}
+    for _, _, calls in sorted(kept, key=lambda one: (-one[0], one[1])):
+        for name, inputs, outputs in calls:
+            if name:
                 pool.setdefault(name, []).append({**inputs, **outputs})
-        return {name: _distinct(rows) for name, rows in pool.items()}
+    return {name: _distinct(rows) for name, rows in pool.items()}
 
 
 def draw(pool: Sequence[Demo], outputs: Sequence[str], size: int, rng: random.Random) -> tuple[Demo, ...]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from colever.errors import LeverError, StoreError
 from colever.optimizers.sample import sampled
 from colever.samples import SampledRollout
-from colever.types import Candidate, Cost, Evaluation, Rollout, Score, digest_of
+from colever.types import Candidate, Cost, Evaluation, PredictorPrompt, Rollout, Score, Weights, digest_of
 
 if TYPE_CHECKING:
     import dspy
@@ -125,6 +125,39 @@ def run_candidate(
         seed=seed,
         split=split,
         on_done=on_done,
+    )
+
+
+def run_together(
+    weights: Weights,
+    task: Task,
+    engine: TransformersEngine,
+    prompts: Mapping[str, Mapping[str, PredictorPrompt]],
+    asked: Sequence[tuple[str, str, dspy.Example, int, float]],
+    *,
+    seed: int,
+) -> list[Rollout]:
+    """Rollouts on train under several sets of prompts as one batch.
+
+    ``asked``: (which of ``prompts``, example's id, example, sample, temperature) of each.
+    """
+    from colever.engines.adapters import check_predictors
+    from colever.engines.lm import engine_lm
+    from colever.pipelines.prompts import apply_prompts
+    from colever.pipelines.rollout import Attempt, run_attempts
+
+    ready = {name: apply_prompts(task.program(), given) for name, given in prompts.items()}
+    for program in list(ready.values())[:1]:
+        check_predictors(weights, [name for name, _ in program.named_predictors()])
+    engine.load(weights)
+    return run_attempts(
+        [Attempt(ready[name], example_id, example, n, heat) for name, example_id, example, n, heat in asked],
+        lm=engine_lm(engine, temperature=task.temperature, max_tokens=task.max_tokens),
+        score=task.score,
+        fail=task.fail,
+        max_tokens=task.max_tokens,
+        seed=seed,
+        split="train",
     )
 
 

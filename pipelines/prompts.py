@@ -11,13 +11,14 @@ from typing import Any
 import dspy
 
 from colever.errors import UsageError
+from colever.pipelines.nearest import nearest_of, show_nearest
 from colever.types import PredictorPrompt
 
 
 def read_prompts(program: dspy.Module) -> dict[str, PredictorPrompt]:
     """Instruction and demos of each predictor, by name, in the program's order."""
     return {
-        name: PredictorPrompt(p.signature.instructions, tuple(_plain(d) for d in p.demos))
+        name: PredictorPrompt(p.signature.instructions, tuple(_plain(d) for d in p.demos), nearest_of(p))
         for name, p in program.named_predictors()
     }
 
@@ -35,6 +36,7 @@ def apply_prompts(program: dspy.Module, prompts: Mapping[str, PredictorPrompt]) 
         if prompt.instructions != predictor.signature.instructions:
             predictor.signature = predictor.signature.with_instructions(prompt.instructions)
         predictor.demos = [dspy.Example(**demo) for demo in prompt.demos]
+        show_nearest(predictor, prompt.nearest)
     return program
 
 

@@ -52,25 +52,58 @@ def run_rollouts(
     rollouts done so far. Raises TaskError (from ``score``, for a program without predictors, or one that fails
     before it ever calls a model) and InfrastructureError if more than a tenth of the rollouts fail that way.
     """
-    if not program.named_predictors():
+    attempts = [
+        Attempt(program, example_id, example, sample, temperature)
+        for example_id, example in examples
+        for sample in range(samples)
+    ]
+    return run_attempts(
+        attempts, lm=lm, score=score, fail=fail, max_tokens=max_tokens, seed=seed, split=split,
+        concurrency=concurrency, on_done=on_done,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One rollout to be run: a program on an example; ``sample`` tells those apart that are alike otherwise."""
+
+    program: dspy.Module
+    example_id: str
+    example: dspy.Example
+    sample: int = 0
+    temperature: float = 0.0
+
+
+def run_attempts(
+    attempts: Sequence[Attempt],
+    *,
+    lm: dspy.LM,
+    score: ScoreFunction,
+    fail: FailFunction,
+    max_tokens: int = 256,
+    seed: int = 0,
+    split: str = "train",
+    concurrency: int = 256,
+    on_done: Callable[[int], None] | None = None,
+) -> list[Rollout]:
+    """Rollouts of several programs together; see ``run_rollouts``, which is this for one program."""
+    if any(not attempt.program.named_predictors() for attempt in attempts[:1]):
         raise TaskError(
             "the program has no predictors (dspy.Predict, dspy.ChainOfThought, …): nothing can be optimized"
         )
-    if not examples or samples < 1:
+    if not attempts:
         return []
     settings = {
-        "lm": lm.copy(temperature=temperature, max_tokens=max_tokens, cache=False),
         "adapter": RolloutAdapter(),
         "disable_history": True,
         "track_usage": False,
         "trace": None,
         "warn_on_type_mismatch": False,
     }
-    one = _OneRollout(program, settings, score, fail, _takes_tokens(lm))
-    jobs = [
-        _Job(place, example_id, example, sample, (seed, split, example_id, sample))
-        for place, (example_id, example, sample) in enumerate((i, e, s) for i, e in examples for s in range(samples))
-    ]
+    heat = dict.fromkeys(attempt.temperature for attempt in attempts)
+    lms = {t: lm.copy(temperature=t, max_tokens=max_tokens, cache=False) for t in heat}
+    one = _OneRollout(settings, lms, score, fail, _takes_tokens(lm))
+    jobs = [_Job(place, a, (seed, split, a.example_id, a.sample)) for place, a in enumerate(attempts)]
     rollouts = _Pool(one, jobs, on_done).run(getattr(lm, "engine", None), max(1, min(concurrency, len(jobs))))
     _refuse_broken(rollouts)
     return rollouts
@@ -79,9 +112,7 @@ def run_rollouts(
 @dataclass(frozen=True)
 class _Job:
     place: int
-    example_id: str
-    example: dspy.Example
-    sample: int
+    attempt: Attempt
     seed_key: tuple[object, ...]
 
 
@@ -148,28 +179,29 @@ class _OneRollout:
 
     def __init__(
         self,
-        program: dspy.Module,
         settings: Mapping[str, Any],
+        lms: Mapping[float, dspy.LM],
         score: ScoreFunction,
         fail: FailFunction,
         recorded: bool,
     ) -> None:
-        self.program, self.settings, self.score, self.fail, self.recorded = program, settings, score, fail, recorded
+        self.settings, self.lms, self.score, self.fail, self.recorded = settings, lms, score, fail, recorded
 
     def run(self, job: _Job, session: Any) -> Rollout:
         """Raises TaskError and whatever else must stop the run; everything else becomes an outcome."""
-        program = copy_program(self.program, self.settings["lm"])
+        lm = self.lms[job.attempt.temperature]
+        program = copy_program(job.attempt.program, lm)
         recorder = CallRecorder(job.seed_key, order=job.place, session=session, program=program)
         token = current_call.set(recorder)
         try:
-            with dspy.context(**self.settings):
+            with dspy.context(lm=lm, **self.settings):
                 return self._outcome(job, program, recorder)
         finally:
             current_call.reset(token)
 
     def _outcome(self, job: _Job, program: dspy.Module, recorder: CallRecorder) -> Rollout:
         try:
-            prediction = program(**job.example.inputs())
+            prediction = program(**job.attempt.example.inputs())
         except Exception as error:  # noqa: BLE001 - the boundary to the program: sorted into outcomes below
             failure = self._failure(error, recorder)
             reason = f"{type(error).__name__}: {_first_line(error)}"
@@ -178,7 +210,7 @@ class _OneRollout:
         if not isinstance(prediction, dspy.Prediction):
             raise TaskError(f"the program returned {type(prediction).__name__}; accepted: a dspy.Prediction")
         steps = _steps(program, recorder)
-        score = self.score(job.example, prediction, steps)
+        score = self.score(job.attempt.example, prediction, steps)
         return self._rollout(job, program, recorder, score, _outputs(prediction), None, "")
 
     def _failure(self, error: Exception, recorder: CallRecorder) -> Any:
@@ -211,7 +243,7 @@ class _OneRollout:
     ) -> Rollout:
         steps = _steps(program, recorder)
         version = steps[0].completion.version if steps else ""
-        return Rollout(job.example_id, job.sample, steps, score, outputs, failure, reason, version)
+        return Rollout(job.attempt.example_id, job.attempt.sample, steps, score, outputs, failure, reason, version)
 
 
 def _steps(program: dspy.Module, recorder: CallRecorder) -> tuple[Step, ...]:

@@ -95,10 +95,10 @@ task = Task(
     watched={"longer": examples(seed=21, count=256, operations=5)},
     rubric=Rubric([
         Criterion("answer", answer, 0.5, "the final answer is wrong: products come before sums"),
-        Criterion("first_answer", first_answer, 0.15, "the worked answer is wrong"),
-        Criterion("worked", worked, 0.1, "show every operation with its right result"),
+        Criterion("first_answer", first_answer, 0.15, "the worked answer is wrong", "solve"),
+        Criterion("worked", worked, 0.1, "show every operation with its right result", "solve"),
         Criterion("in_range", in_range, 0.25, f"answers lie between 0 and {LIMIT}"),
-        Criterion("rechecked", rechecked, 0),
+        Criterion("rechecked", rechecked, 0, predictor="check"),
     ]),
     gold=answer,
     instructions={

@@ -84,10 +84,10 @@ task = Task(
     watched={"three_hops": examples(seed=32, count=256, hops=(3,))},
     rubric=Rubric([
         Criterion("answer", answer, 0.5, "the answer is not the one that the knowledge base gives"),
-        Criterion("found", found, 0.3, "look up every fact that the question needs"),
-        Criterion("no_waste", no_waste, 0.1, "calls that the question did not need"),
-        Criterion("a_name", a_name, 0.1, "the answer is one name"),
-        Criterion("tool_used", tool_used, 0),
+        Criterion("found", found, 0.3, "look up every fact that the question needs", "act"),
+        Criterion("no_waste", no_waste, 0.1, "calls that the question did not need", "act"),
+        Criterion("a_name", a_name, 0.1, "the answer is one name", "reply"),
+        Criterion("tool_used", tool_used, 0, predictor="act"),
     ]),
     gold=answer,
     instructions={

@@ -101,10 +101,10 @@ task = Task(
     test=TICKETS[512:],
     rubric=Rubric([
         Criterion("team", team, 0.5, "the code book gives another team for this topic"),
-        Criterion("topic", topic, 0.25, "the last subject of the ticket is its topic"),
-        Criterion("valid", valid, 0.25, f"a team is one of {', '.join(sorted(CODE_BOOK.values()))}"),
-        Criterion("consistent", consistent, 0),
-        Criterion("quoted", quoted, 0),
+        Criterion("topic", topic, 0.25, "the last subject of the ticket is its topic", "read"),
+        Criterion("valid", valid, 0.25, f"a team is one of {', '.join(sorted(CODE_BOOK.values()))}", "route"),
+        Criterion("consistent", consistent, 0, predictor="route"),
+        Criterion("quoted", quoted, 0, predictor="route"),
     ]),
     gold=team,
     instructions={

@@ -7,7 +7,7 @@ Knows nothing of models or levers. Both levers, every evaluation and every repor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import dspy
@@ -21,12 +21,16 @@ CriterionFunction = Callable[[dspy.Example, dspy.Prediction, Sequence[Step]], fl
 
 @dataclass(frozen=True)
 class Criterion:
-    """One named line of a rubric: ``check`` returns a number in [0, 1] (or a bool) for one rollout."""
+    """One named line of a rubric: ``check`` returns a number in [0, 1] (or a bool) for one rollout.
+
+    ``predictor`` names the step that it speaks of: what falls short of it is told to that predictor alone.
+    """
 
     name: str
     check: CriterionFunction
     weight: float = 1.0  # relative; 0 = watched only
     hint: str = ""  # said in the feedback where the criterion falls short
+    predictor: str = ""  # "": of the whole rollout
 
 
 class Rubric:
@@ -56,12 +60,27 @@ class Rubric:
         """
         values = {c.name: self._value(c, example, prediction, steps) for c in self.criteria}
         total = sum(c.weight * values[c.name] for c in self.criteria) / self._total_weight
-        short = [
-            f"{c.name} {values[c.name]:.2f}" + (f" ({c.hint})" if c.hint else "")
-            for c in self.criteria
-            if c.weight > 0 and values[c.name] < 1
-        ]
-        return Score(total, values, "; ".join(short))
+        return Score(total, values, "; ".join(_short(c, values[c.name]) for c in self._missed(values)))
+
+    def feedback(self, score: Score, predictor: str) -> str:
+        """What a rollout's score says of one predictor's step: where that step fell short, then the rollout.
+
+        What is known against another step is not told: no predictor is blamed for another's failure.
+        """
+        missed = self._missed(score.by_criterion)
+        lines = [f"score {score.total:.2f}"]
+        if own := [_short(c, score.by_criterion[c.name]) for c in missed if c.predictor == predictor]:
+            lines.append("this step: " + "; ".join(own))
+        if whole := [_short(c, score.by_criterion[c.name]) for c in missed if not c.predictor]:
+            lines.append("the whole run: " + "; ".join(whole))
+        if not missed:
+            lines.append("nothing fell short")
+        elif not own and not whole:
+            lines.append("nothing that fell short concerns this step")
+        return ". ".join(lines)
+
+    def _missed(self, values: Mapping[str, float]) -> list[Criterion]:
+        return [c for c in self.criteria if c.weight > 0 and values[c.name] < 1]
 
     def lowest(self, reason: str) -> Score:
         """The score of a policy failure: 0 on every criterion."""
@@ -69,7 +88,7 @@ class Rubric:
 
     def digest(self) -> str:
         """Of names, weights, hints and the criteria's bytecode."""
-        return digest_of([[c.name, c.weight, c.hint, code_digest(c.check)] for c in self.criteria])
+        return digest_of([[c.name, c.weight, c.hint, c.predictor, code_digest(c.check)] for c in self.criteria])
 
     @staticmethod
     def _value(c: Criterion, example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[Step]) -> float:
@@ -80,3 +99,7 @@ class Rubric:
         if not 0.0 <= value <= 1.0:  # also refuses NaN
             raise TaskError(f"criterion {c.name!r} returned {value}; accepted: a number in [0, 1] or a bool")
         return value
+
+
+def _short(criterion: Criterion, value: float) -> str:
+    return f"{criterion.name} {value:.2f}" + (f" ({criterion.hint})" if criterion.hint else "")

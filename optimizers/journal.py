@@ -1,0 +1,44 @@
+"""A file of JSON lines to which finished work is added: what a killed process had written is there, whole, for the next.
+
+Knows files and JSON; knows nothing of what is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from colever.errors import StoreError
+
+
+class Journal:
+    """Appends entries, a line each; a last line that a kill cut short is dropped when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[dict[str, Any]]:
+        """All entries, oldest first. Raises StoreError for a file that cannot be read or is no journal."""
+        if not self.path.exists():
+            return []
+        try:
+            data = self.path.read_bytes()
+            whole, _, torn = data.rpartition(b"\n")
+            if torn:
+                os.truncate(self.path, len(data) - len(torn))
+            return [json.loads(line) for line in whole.split(b"\n") if line]
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{self.path} cannot be read ({error}); delete it to run this pull from its start"
+            ) from error
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Add it. Raises StoreError where the disk takes no more."""
+        try:
+            with self.path.open("ab") as file:
+                file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be written: {error}") from error

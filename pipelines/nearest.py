@@ -1,0 +1,88 @@
+"""Demos chosen call by call: of all that a predictor has, those whose inputs are most like the call's own.
+
+Knows predictors and demos. The search is ``dspy.KNN``'s, over TF-IDF vectors of the inputs' words: a function of the
+demos alone, so that the demos are the index and a saved candidate finds the same ones everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dspy
+
+_WORDS = r"\w+|[^\w\s]"  # a sign is a word: 3 + 4 is not 3 * 4
+
+
+class Nearest:
+    """The demos of one predictor, to be asked for the ``k`` most like some inputs; a copy of it is the index itself."""
+
+    def __init__(self, demos: Sequence[Any], inputs: Sequence[str], k: int) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self.demos, self.inputs, self.k = tuple(demos), tuple(inputs), k
+        texts = [self._text(demo) for demo in demos]
+        words = TfidfVectorizer(token_pattern=_WORDS, ngram_range=(1, 2), sublinear_tf=True).fit(texts)
+        rows = [dspy.Example(place=i, **self._shown(d)).with_inputs(*self._shown(d)) for i, d in enumerate(demos)]
+        self._knn = dspy.KNN(k, rows, vectorizer=lambda asked: words.transform(asked).toarray())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Nearest:
+        return self
+
+    def like(self, inputs: Mapping[str, Any]) -> list[Any]:
+        """The k most similar, the most similar last: next to the question."""
+        found = self._knn(**self._shown(inputs))
+        return [self.demos[row.place] for row in reversed(found)]
+
+    def _shown(self, fields: Mapping[str, Any]) -> dict[str, str]:
+        return {name: str(fields[name]) for name in self.inputs if name in fields}
+
+    def _text(self, fields: Mapping[str, Any]) -> str:
+        return " | ".join(f"{name}: {value}" for name, value in self._shown(fields).items()) or "-"
+
+
+class NearestPredict(dspy.Predict):
+    """A predictor that shows, of its demos, the ``nearest`` most like the call; 0: all of them."""
+
+    nearest = 0
+    _index: Nearest | None = None
+
+    def reset(self) -> None:
+        super().reset()
+        self.nearest = 0
+
+    def forward(self, **kwargs: Any) -> dspy.Prediction:
+        return super().forward(**self._with_demos(kwargs))
+
+    async def aforward(self, **kwargs: Any) -> dspy.Prediction:
+        return await super().aforward(**self._with_demos(kwargs))
+
+    def _with_demos(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        index = None if "demos" in kwargs else self.index()
+        return kwargs if index is None else {**kwargs, "demos": index.like(kwargs)}
+
+    def index(self) -> Nearest | None:
+        """Made anew where the demos are others; None where all are shown. Copies share it."""
+        if not 0 < self.nearest < len(self.demos):
+            return None
+        index = self._index
+        if index is None or index.k != self.nearest or index.demos != tuple(self.demos):
+            index = self._index = Nearest(self.demos, list(self.signature.input_fields), self.nearest)
+        return index
+
+
+def show_nearest(predictor: dspy.Predict, k: int) -> None:
+    """Make ``predictor`` show the ``k`` nearest of its demos; 0: all, as any predictor does."""
+    if k == nearest_of(predictor):
+        return
+    if not isinstance(predictor, NearestPredict):
+        kind = type(predictor)
+        bases = (NearestPredict,) if kind is dspy.Predict else (NearestPredict, kind)
+        predictor.__class__ = NearestPredict if len(bases) == 1 else type(kind)(kind.__name__, bases, {})
+    predictor.nearest = k  # type: ignore[attr-defined]
+    predictor.index()  # type: ignore[attr-defined]  # once, for all copies
+
+
+def nearest_of(predictor: Any) -> int:
+    """How many of its demos a predictor shows at a call; 0: all."""
+    return int(getattr(predictor, "nearest", 0)) if isinstance(predictor, NearestPredict) else 0
