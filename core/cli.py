@@ -42,7 +42,14 @@ seed_app = typer.Typer(
 app.add_typer(seed_app, name="seed")
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, or a file as my_task.py:task.")]
-ModelOption = Annotated[str | None, typer.Option("--model", help="seed, a checkpoint folder, or a hub name.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="seed, a checkpoint folder, a hub name, or api:openai/gpt-5-mini (docs/remote.md)."),
+]
+PromptModelOption = Annotated[
+    str | None,
+    typer.Option("--prompt-model", help="Who writes prompts: policy, openai/gpt-5-mini, or NAME@http://HOST:PORT/v1."),
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
 StudyOption = Annotated[str | None, typer.Option("--study", help="Name; default <task>-<model>-s<seed>.")]
 BudgetOption = Annotated[
@@ -111,6 +118,7 @@ def optimize(
     study: StudyOption = None,
     seed: SeedOption = None,
     budget: BudgetOption = None,
+    prompt_model: PromptModelOption = None,
     settings: SetOption = None,
     config: ConfigOption = None,
     home: HomeOption = HOME,
@@ -121,8 +129,9 @@ def optimize(
 
     check_schedule(schedule)
     resolved = _config(
-        config, settings, budget, task=task, model=model, study=study, seed=seed, trials=1, schedules=[schedule]
-    )
+        config, settings, budget, prompt_model, task=task, model=model, study=study, seed=seed, trials=1,
+        schedules=[schedule],
+    )  # fmt: skip
     if resolved.study is None:
         name = f"{resolved.study_name}-{schedule.replace(',', '').replace(' ', '').replace('->', '')}"
         resolved = resolved.model_copy(update={"study": name})
@@ -138,6 +147,7 @@ def sweep(
     seed: SeedOption = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on: a study each.")] = 1,
     budget: BudgetOption = None,
+    prompt_model: PromptModelOption = None,
     settings: SetOption = None,
     config: ConfigOption = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="So many processes share a study out.")] = 1,
@@ -154,7 +164,8 @@ def sweep(
     from colever.tasks.load import BUNDLED
 
     def resolved(name: str) -> SweepConfig:
-        return _config(config, settings, budget, task=name, model=model, study=study, seed=seed, trials=trials)
+        flags = {"task": name, "model": model, "study": study, "seed": seed, "trials": trials}
+        return _config(config, settings, budget, prompt_model, **flags)
 
     configs = several([resolved(name) for name in (BUNDLED if task == "all" else [task])], seeds)
     if dry_run:
@@ -338,11 +349,18 @@ def main() -> None:
 # --- wiring ----------------------------------------------------------------------------------------
 
 
-def _config(file: Path | None, settings: list[str] | None, budget: list[str] | None, **flags: Any) -> SweepConfig:
+def _config(
+    file: Path | None,
+    settings: list[str] | None,
+    budget: list[str] | None,
+    prompt_model: str | None = None,
+    **flags: Any,
+) -> SweepConfig:
     from colever.config import load_config, parse_pairs
 
     caps = {f"budget.{key}": value for key, value in parse_pairs(budget or [], "--budget").items()}
-    return load_config(file, flags=flags, overrides={**parse_pairs(settings or [], "--set"), **caps})
+    asked = {} if prompt_model is None else {"proposer.model": prompt_model}
+    return load_config(file, flags=flags, overrides={**parse_pairs(settings or [], "--set"), **asked, **caps})
 
 
 def _read_candidate(path: Path) -> Any:

@@ -18,6 +18,7 @@ from colever.errors import UsageError
 
 ADAPTIVE = "adaptive"
 PROMPT_WAYS = ("choice", "instructions", "fewshot", "knn", "mipro", "gepa", "simba", "copro")
+API = "api:"  # what the name of a policy behind an API begins with
 LEVER_LETTERS: dict[str, Literal["prompt", "weights"]] = {"p": "prompt", "w": "weights"}
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 CAPS = (
@@ -131,6 +132,29 @@ class EngineSettings(Settings):
     )
 
 
+class RemoteSettings(Settings):
+    """A model behind an API: how it is asked, and what it costs; see docs/remote.md."""
+
+    timeout: float = _setting(120.0, "seconds without a byte after which a request is given up", gt=0)
+    retries: int = _setting(5, "further tries after a busy or broken server, a time-out or a broken answer", ge=0)
+    retry_wait: float = _setting(
+        1.0, "seconds before the first of them, doubled for each further one; the server's Retry-After wins", ge=0
+    )
+    concurrency: int = _setting(8, "requests that are open at once", ge=1)
+    input_price: float | None = _setting(None, "dollars per million prompt tokens; unset: litellm's list", ge=0)
+    output_price: float | None = _setting(None, "the same of completion tokens", ge=0)
+
+
+class ProposerSettings(RemoteSettings):
+    """The model that writes prompts, for ways of the prompt lever that ask one."""
+
+    model: str | None = _setting(
+        None, "policy, a name such as openai/gpt-5-mini, or NAME@http://127.0.0.1:8000/v1; unset: no such model"
+    )
+    temperature: float = _setting(1.0, "of what it writes", ge=0, le=2)
+    max_tokens: int = _setting(4096, "of one answer; models that reason get at least 16000", ge=1)
+
+
 def check_schedule(text: str) -> str:
     """``"p -> w"`` → ``"p,w"``; ``adaptive`` stays. Raises UsageError for anything else."""
     return text if text == ADAPTIVE else ",".join(lever[0] for lever in parse_schedule(text))
@@ -150,7 +174,9 @@ class SweepConfig(Settings):
     """One study: what ``colever sweep`` and ``colever optimize`` run, saved with it as ``config.yaml``."""
 
     task: str = Field(description="a bundled task, or a file as my_task.py:task")
-    model: str = _setting("seed", "seed, a checkpoint folder, or a hub name")
+    model: str = _setting(
+        "seed", "seed, a checkpoint folder, a hub name, or a model behind an API: api:openai/gpt-5-mini"
+    )
     study: str | None = _setting(None, "its name; unset: TASK-MODEL-sSEED", pattern=r"^\w[\w.-]*$")
     seed: int = _setting(0, "of everything random", ge=0)
     trials: int = _setting(4, "the first schedules, then searched ones", ge=1)
@@ -187,6 +213,8 @@ class SweepConfig(Settings):
     prompt: PromptSettings = Field(default_factory=PromptSettings)
     weights: WeightSettings = Field(default_factory=WeightSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
+    remote: RemoteSettings = Field(default_factory=RemoteSettings)
+    proposer: ProposerSettings = Field(default_factory=ProposerSettings)
 
     @field_validator("schedules")
     @classmethod
@@ -212,7 +240,7 @@ class SweepConfig(Settings):
     def _cost_can_be_counted(self) -> SweepConfig:
         if self.objective == "cost" and self.prune:
             raise ValueError("prune: trials are compared by their scores along the way; accepted with objective score")
-        if self.axis == "dollars" and not self.dollars_per_hour:
+        if self.axis == "dollars" and self.trainable and not self.dollars_per_hour:
             raise ValueError("axis=dollars needs a price: set dollars_per_hour above 0")
         return self
 
@@ -224,6 +252,11 @@ class SweepConfig(Settings):
                 "none trains all weights; accepted with it: weights.peft lora, dora or auto"
             )
         return self
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the policy's weights are at hand; those behind an API are not."""
+        return not self.model.startswith(API)
 
     @property
     def study_name(self) -> str:

@@ -95,6 +95,8 @@ class Completion:
 
     ``logprobs`` has one natural-log probability per completion id, under the sampling distribution
     (temperature applied; at temperature 0 those of temperature 1). ``version`` names the weights.
+    A model behind an API tells no tokens: its ids are empty, ``prompt`` is what was asked in words, and ``counted`` are
+    the numbers of prompt and completion tokens that it reports.
     """
 
     text: str
@@ -103,6 +105,17 @@ class Completion:
     logprobs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
     version: str
+    prompt: str = ""
+    counted: tuple[int, int] = (0, 0)
+
+    @property
+    def prompt_length(self) -> int:
+        """In tokens, those of an API as it counts them."""
+        return len(self.prompt_ids) or self.counted[0]
+
+    @property
+    def completion_length(self) -> int:
+        return len(self.completion_ids) or self.counted[1]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from colever.config import EngineSettings, PromptSettings, SweepConfig, WeightSettings
+from colever.config import (
+    EngineSettings,
+    PromptSettings,
+    ProposerSettings,
+    RemoteSettings,
+    SweepConfig,
+    WeightSettings,
+)
 from colever.settings_page import page
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
@@ -15,7 +22,10 @@ def test_the_page_is_what_the_settings_say() -> None:
 
 
 def test_every_setting_is_there_with_a_line_about_it() -> None:
-    groups = {"prompt": PromptSettings, "weights": WeightSettings, "engine": EngineSettings}
+    groups = {
+        "prompt": PromptSettings, "weights": WeightSettings, "engine": EngineSettings,
+        "remote": RemoteSettings, "proposer": ProposerSettings,
+    }  # fmt: skip
     names = {f"{group}.{name}": field for group, kind in groups.items() for name, field in kind.model_fields.items()}
     names |= {name: field for name, field in SweepConfig.model_fields.items() if name not in groups}
     for name, field in names.items():
