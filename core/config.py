@@ -18,6 +18,7 @@ from colever.errors import UsageError
 
 ADAPTIVE = "adaptive"
 PROMPT_WAYS = ("choice", "instructions", "fewshot", "knn", "mipro", "gepa", "simba", "copro")
+WRITTEN_WAYS = ("mipro", "gepa", "simba", "copro")  # need a proposer: a model that writes prompts
 API = "api:"  # what the name of a policy behind an API begins with
 LEVER_LETTERS: dict[str, Literal["prompt", "weights"]] = {"p": "prompt", "w": "weights"}
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")

@@ -65,7 +65,7 @@ def silence() -> None:
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
     for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL if name == "dspy" else logging.ERROR)
 
 
 class _Rate(ProgressColumn):

@@ -50,7 +50,7 @@ def show_estimates(configs: Sequence[SweepConfig], home: Path, as_json: bool) ->
     """What each study would cost, on stdout and as ``estimate.json`` in its folder; runs a probe of each task."""
     from colever.optimizers.estimate import estimate
     from colever.optimizers.study import StudyFolder
-    from colever.optimizers.sweep import both_levers
+    from colever.optimizers.sweep import levers_for
     from colever.tracking.estimate import render, to_json
 
     made: dict[str, Any] = {}
@@ -59,7 +59,7 @@ def show_estimates(configs: Sequence[SweepConfig], home: Path, as_json: bool) ->
         for config in configs:
             task, engine = open_study(config)
             with console.progress() as drawn:
-                found = estimate(config, task, engine, both_levers, drawn)
+                found = estimate(config, task, engine, levers_for(config, engine), drawn)
             StudyFolder(home, config.study_name).write_estimate(found.search)
             made[config.study_name] = found.priced(config.dollars_per_hour)
     if as_json:
@@ -108,6 +108,7 @@ def run_study(config: SweepConfig, home: Path, workers: int = 1) -> StudyReport:
     with interruptible(RESUMES):
         task, engine = open_study(config)
         from colever.optimizers.side_by_side import with_rollouts
+        from colever.optimizers.space import left_out
         from colever.optimizers.study import StudyFolder
         from colever.optimizers.sweep import sweep
         from colever.optimizers.workers import Workers
@@ -116,6 +117,8 @@ def run_study(config: SweepConfig, home: Path, workers: int = 1) -> StudyReport:
 
         _make_home(home)
         folder = StudyFolder(home, config.study_name)
+        if line := left_out(config):
+            console.say(line)
         if others := Workers(folder.path).others():
             console.say(f"{others} other process(es) run study {config.study_name}: this one works along")
         with further_workers(config, home, workers - 1), console.progress() as drawn:

@@ -93,6 +93,11 @@ def cross_fitted(parent: list[float], candidates: list[list[float]]) -> Estimate
     return effect
 
 
+def wanted(parent: Candidate) -> int:
+    """Instructions that the proposer is asked for, per predictor; DSPy takes more than one alone."""
+    return max(2, FEW // len(parent.prompts))
+
+
 def _candidates(pulling: Pulling) -> list[Prompts]:
     """Distinct ones other than the parent, at most so many as are asked for."""
     parent, settings = pulling.parent.prompts, pulling.settings
@@ -118,7 +123,7 @@ def _candidates(pulling: Pulling) -> list[Prompts]:
                 add(prompts)
     if len(found) < FEW and pulling.proposer is not None:
         for name, prompt in parent.items():
-            for text in _written(pulling.proposer, prompt.instructions, FEW // len(parent)):
+            for text in _written(pulling.proposer, prompt.instructions, wanted(pulling.parent)):
                 add(with_part(parent, name, text, None))
     return list(found.values())
 
@@ -127,7 +132,7 @@ def _written(proposer: dspy.LM, instructions: str, count: int) -> list[str]:
     """So many other instructions, by COPRO's own question; fewer where replies can't be read."""
     try:
         with dspy.context(lm=proposer, trace=None):
-            made = dspy.Predict(BasicGenerateInstruction, n=max(2, count), temperature=1.0)(
+            made = dspy.Predict(BasicGenerateInstruction, n=count, temperature=1.0)(
                 basic_instruction=instructions
             )
     except AdapterParseError:

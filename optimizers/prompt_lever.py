@@ -19,16 +19,23 @@ import dspy
 from colever.config import PromptSettings
 from colever.errors import ColeverError, TaskError, UsageError
 from colever.optimizers.budget import Budget
-from colever.optimizers.headroom import Headroom, headroom
+from colever.optimizers.headroom import Headroom, headroom, wanted
 from colever.optimizers.lever import Progress, Pull
 from colever.optimizers.rehearsal import Rehearsal, distinct_rows
 from colever.optimizers.ways import way_of
+from colever.optimizers.ways.bootstrap import ONE_ERROR
 from colever.optimizers.ways.way import Calls, Found, Pulling, TrainRows
 from colever.types import Candidate, LeverName
 
 if TYPE_CHECKING:
     from colever.engines.transformers import TransformersEngine
     from colever.tasks.task import Task
+
+
+class WrittenSettings(PromptSettings):
+    """A pull's settings with the model that writes its prompts, as far as its answers depend on them."""
+
+    proposer: dict[str, str | float | None]
 
 
 class PromptLever:
@@ -42,12 +49,17 @@ class PromptLever:
     def __init__(self, settings: PromptSettings, proposer: dspy.LM | None = None) -> None:
         self.settings, self.proposer = settings, proposer
         self.way = way_of(settings.way)
+        asked = {"auto": self.way.needs_proposer, "on": True, "off": False}
+        self._tests_headroom = asked[settings.headroom]
         if self.way.needs_proposer and proposer is None:
             raise UsageError(
                 f"prompt.way={settings.way} has prompts written, and there is no model to write them; accepted: "
                 "--prompt-model NAME (a dspy.LM name, an address, or policy), or a way that needs none: choice, "
                 "instructions, fewshot, knn"
             )
+        if proposer is not None and (self.way.needs_proposer or self._tests_headroom):
+            written = {"model": proposer.model, **{k: proposer.kwargs.get(k) for k in ("temperature", "max_tokens")}}
+            self.settings = WrittenSettings(**settings.model_dump(), proposer=written)
 
     def planned(self, candidate: Candidate, task: Task) -> int:
         return self.calls(candidate, task).rollouts
@@ -60,7 +72,8 @@ class PromptLever:
         if not self._tests_headroom:
             return made
         most = min(self.settings.headroom_examples, len(rows.scored)) * (1 + self.settings.headroom_candidates)
-        return Calls(made.rollouts + most, made.proposer_calls)
+        written = len(candidate.prompts) * wanted(candidate) if self.proposer is not None else 0
+        return Calls(made.rollouts + most, made.proposer_calls + written)
 
     def improve(
         self,
@@ -88,7 +101,7 @@ class PromptLever:
         with _swallowed_nothing(rehearsal, proposer), _quietly(workdir / "optimizer.log"):
             tested = self._headroom(pulling)
             stands = Found(candidate.prompts, f"no headroom: {tested.said}" if tested else "as it was")
-            with dspy.context(lm=rehearsal.stand_in(), trace=None, callbacks=[], num_threads=1):
+            with dspy.context(lm=rehearsal.stand_in(), trace=None, callbacks=[], max_errors=ONE_ERROR):
                 found = stands if tested and not tested.go else self.way.search(pulling)
             scores = self._compare(pulling, found)
         if scores["child"] < scores["parent"]:
@@ -127,11 +140,6 @@ class PromptLever:
                 f"predictor of the program; accepted: {', '.join(names)}"
             )
         self.way.check(self.settings, task, rows)
-
-    @property
-    def _tests_headroom(self) -> bool:
-        asked = self.settings.headroom
-        return asked == "on" or (asked == "auto" and self.way.needs_proposer)
 
     def _headroom(self, pulling: Pulling) -> Headroom | None:
         return headroom(pulling) if self._tests_headroom else None

@@ -46,6 +46,18 @@ def open_proposer(settings: ProposerSettings, engine: Any) -> dspy.LM | None:
     return engine_lm(engine, temperature=settings.temperature, max_tokens=settings.max_tokens)
 
 
+def probe(lm: dspy.LM) -> None:
+    """Ask for one word. Raises UsageError where nothing comes back, before anything is spent on it."""
+    from colever.errors import UsageError
+
+    try:
+        answers = lm("Reply with the one word: ready")
+    except Exception as error:
+        raise UsageError(f"{FLAG}: {lm.model} does not answer: {without_keys(str(error).partition(chr(10))[0])}") from error
+    if not any(str(answer).strip() for answer in answers):
+        raise UsageError(f"{FLAG}: {lm.model} answers with nothing; accepted: a model that writes")
+
+
 def counted(lm: dspy.LM, budget: Budget, journal: Path, *, seed: int = 0, policy: Any = None) -> dspy.LM:
     """``lm``, each of whose calls is charged to ``budget`` and kept in ``journal``; see ``CountedEngine``.
 

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
-from colever.config import ADAPTIVE, PromptSettings, Settings, SweepConfig, WeightSettings, parse_schedule
+from colever.config import (
+    ADAPTIVE,
+    PROMPT_WAYS,
+    WRITTEN_WAYS,
+    PromptSettings,
+    Settings,
+    SweepConfig,
+    WeightSettings,
+    parse_schedule,
+)
 from colever.errors import UsageError
 from colever.optimizers.adaptive import Order, adaptive, fixed, until, within
 from colever.optimizers.split import Planned, share_out
@@ -23,7 +32,7 @@ if TYPE_CHECKING:
     import optuna
 
 GROUPS: dict[str, type[Settings]] = {"prompt": PromptSettings, "weights": WeightSettings}
-SPLIT = "split"
+SPLIT, WAY = "split", "prompt.way"
 SHARED_OUT = ("weights.updates", "prompt.candidates")  # what follows from a trial's rollouts, where they are given
 
 
@@ -127,8 +136,9 @@ def _around(config: SweepConfig, *, wide: bool) -> dict[str, tuple[float, float]
     else:
         search[SPLIT] = (min(0.1, config.split), max(0.6, config.split))
     if config.prompt.demos:
-        search["prompt.demos"] = (0, config.prompt.demos)
+        search["prompt.demos"] = (int(wide), config.prompt.demos)  # wide: some ways are about nothing else
     if wide:
+        search[WAY] = tuple(dict.fromkeys([config.prompt.way, *ways(config)]))
         search["weights.group_size"] = (max(2, w.group_size // 2), 2 * w.group_size)
         search["weights.temperature"] = (min(0.7, w.temperature), max(1.3, w.temperature))
         search["weights.beta"] = (0.0, max(0.04, w.beta))
@@ -146,6 +156,8 @@ def _searched(config: SweepConfig, name: str, values: Sequence[Any]) -> Range | 
         if not 0 < low <= config.split <= high < 1:
             raise UsageError(f"search: split: accepted: a range inside 0 … 1 that holds {config.split}")
         return Range(name, low, high, config.split, False)
+    if name == WAY:
+        return _ways(config, values)
     if name in SHARED_OUT and config.trial_rollouts is not None:
         raise UsageError(f"search: {name}: it follows from trial_rollouts and split; accepted in its place: {SPLIT}")
     group, _, key = name.partition(".")
@@ -162,6 +174,41 @@ def _searched(config: SweepConfig, name: str, values: Sequence[Any]) -> Range | 
     for edge in (low, high):
         _check_edge(config, name, edge, whole=kind is int)
     return Range(name, low, high, default, kind is int)
+
+
+def ways(config: SweepConfig) -> list[str]:
+    """The ways that a wide search draws from: without a proposer, those that need none; "instructions" is in "choice"."""
+    usable = [name for name in PROMPT_WAYS if name not in WRITTEN_WAYS or config.proposer.model is not None]
+    return [name for name in usable if name != "instructions"]
+
+
+def drawn_ways(config: SweepConfig) -> tuple[str, ...]:
+    """Every way that a trial of this study may pull the prompt lever in."""
+    found = [choice for choice in ranges(config) if isinstance(choice, Choice) and choice.name == WAY]
+    return found[0].words if found else (config.prompt.way,)
+
+
+def left_out(config: SweepConfig) -> str:
+    """A line on ways that were to be searched and need a proposer, where there is none; "" where there are none."""
+    asked = config.search[WAY] if isinstance(config.search, dict) and WAY in config.search else ()
+    asked = PROMPT_WAYS if config.search == "wide" else asked
+    lost = [str(name) for name in asked if name in WRITTEN_WAYS and config.proposer.model is None]
+    return f"Without a proposer (--prompt-model) the search leaves out {', '.join(lost)}." if lost else ""
+
+
+def _ways(config: SweepConfig, words: Sequence[Any]) -> Choice:
+    """Raises UsageError for a way that is none, or is about demos where a trial may draw none."""
+    usable = [str(w) for w in words if w not in WRITTEN_WAYS or config.proposer.model is not None]
+    if unknown := [w for w in usable if w not in PROMPT_WAYS and ":" not in w]:
+        raise UsageError(f"search: {WAY}: {unknown[0]!r}; accepted: {', '.join(PROMPT_WAYS)}, or module:attr")
+    if config.prompt.way not in usable:
+        among = ", ".join(usable) or "at least one word"
+        raise UsageError(f"search: {WAY}: the arms' value {config.prompt.way} must be among {among}")
+    search = config.search if isinstance(config.search, dict) else {}
+    fewest = search.get("prompt.demos", (config.prompt.demos,))[0]
+    if config.search != "wide" and fewest == 0 and (bare := [w for w in usable if w in ("fewshot", "knn")]):
+        raise UsageError(f"search: {WAY}: {bare[0]} is about demos, and prompt.demos may be 0; accepted: 1 or more")
+    return Choice(WAY, tuple(dict.fromkeys(usable)), config.prompt.way)
 
 
 def _choice(config: SweepConfig, name: str, words: Sequence[Any], accepted: Sequence[str]) -> Choice:

@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from colever.config import ADAPTIVE, PromptSettings, SweepConfig, WeightSettings
+from colever.config import ADAPTIVE, WRITTEN_WAYS, PromptSettings, SweepConfig, WeightSettings
 from colever.errors import BudgetExhausted, LeverError, StoreError, UsageError
 from colever.optimizers import space
 from colever.optimizers.alternate import alternate
@@ -48,12 +48,16 @@ MakeLevers = Callable[[PromptSettings, WeightSettings], Mapping[LeverName, Lever
 POLL = 0.5  # seconds between looks at what other workers do
 
 
-def both_levers(prompt: PromptSettings, weights: WeightSettings) -> dict[LeverName, Lever]:
-    """The two levers in their default ways."""
+def levers_for(config: SweepConfig, engine: TransformersEngine) -> MakeLevers:
+    """The two levers, with the study's proposer. Raises UsageError where that cannot be used, by a probe of one call."""
     from colever.optimizers.prompt_lever import PromptLever
+    from colever.optimizers.proposer import open_proposer, probe
     from colever.optimizers.weight_lever import WeightLever
 
-    return {"prompt": PromptLever(prompt), "weights": WeightLever(weights)}
+    proposer = open_proposer(config.proposer, engine)
+    if proposer is not None and any(way in WRITTEN_WAYS for way in space.drawn_ways(config)):
+        probe(proposer)
+    return lambda prompt, weights: {"prompt": PromptLever(prompt, proposer), "weights": WeightLever(weights)}
 
 
 def sweep(
@@ -62,7 +66,7 @@ def sweep(
     engine: TransformersEngine,
     home: Path,
     *,
-    levers: MakeLevers = both_levers,
+    levers: MakeLevers | None = None,
     tracker: Tracker | None = None,
     progress: Progress | None = None,
 ) -> StudyReport:
@@ -76,6 +80,7 @@ def sweep(
     folder = StudyFolder(home, config.study_name)
     tracker, workers = tracker or NullTracker(), Workers(folder.path)
     with workers.joined(), _stops_told(tracker, workers):
+        levers = levers or levers_for(config, engine)
         run = _Run(config, task, engine, folder, levers, tracker, progress or NullProgress(), workers)
         run.open()
         run.run_trials()
@@ -132,6 +137,9 @@ class _Run:
             task, self.engine, EvaluationStore(self.folder.home), config.seed, config.sample_rollouts
         )
         self.base = task.base_candidate()
+        for way in space.drawn_ways(config):  # what a pull can't work with is told before one is run
+            prompt = config.prompt.model_copy(update={"way": way})
+            self.levers(prompt, config.weights)["prompt"].planned(self.base, task)
         key = study_key(config, self.evaluator.grounds)
         with self.workers.writing():
             alone = not self.workers.others()

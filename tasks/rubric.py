@@ -63,21 +63,21 @@ class Rubric:
         return Score(total, values, "; ".join(_short(c, values[c.name]) for c in self._missed(values)))
 
     def feedback(self, score: Score, predictor: str) -> str:
-        """What a rollout's score says of one predictor's step: where that step fell short, then the rollout.
+        """What a rollout's score says of one predictor's step: where that step fell short, then the whole rollout.
 
-        What is known against another step is not told: no predictor is blamed for another's failure.
+        No predictor is blamed for another's failure: where another step alone fell short, that is all that is said.
         """
         missed = self._missed(score.by_criterion)
-        lines = [f"score {score.total:.2f}"]
-        if own := [_short(c, score.by_criterion[c.name]) for c in missed if c.predictor == predictor]:
-            lines.append("this step: " + "; ".join(own))
-        if whole := [_short(c, score.by_criterion[c.name]) for c in missed if not c.predictor]:
-            lines.append("the whole run: " + "; ".join(whole))
-        if not missed:
-            lines.append("nothing fell short")
-        elif not own and not whole:
-            lines.append("nothing that fell short concerns this step")
-        return ". ".join(lines)
+        own, whole = (
+            "; ".join(_short(c, score.by_criterion[c.name]) for c in missed if c.predictor == of) for of in (predictor, "")
+        )
+        if own:
+            said = [f"this step: {own}", *([f"the whole run: {whole}"] if whole else [])]
+        elif any(c.predictor for c in missed):
+            said = ["another step fell short; nothing is known against this one"]
+        else:
+            said = [f"the whole run: {whole}" if whole else "nothing fell short"]
+        return ". ".join([f"score {score.total:.2f}", *said])
 
     def _missed(self, values: Mapping[str, float]) -> list[Criterion]:
         return [c for c in self.criteria if c.weight > 0 and values[c.name] < 1]

@@ -10,7 +10,7 @@ from dspy.teleprompt import COPRO
 
 from colever.config import PromptSettings
 from colever.errors import UsageError
-from colever.optimizers.ways.bootstrap import ONE_ERROR, threads_for
+from colever.optimizers.ways.bootstrap import threads_for
 from colever.optimizers.ways.way import Calls, Found, Pulling, TrainRows
 from colever.tasks.task import Task
 from colever.types import Candidate
@@ -43,7 +43,6 @@ class Copro:
             trainset=pulling.examples("scored"),
             eval_kwargs={
                 "num_threads": threads_for(pulling),
-                "max_errors": ONE_ERROR,
                 "display_progress": False,
                 "display_table": 0,
             },

@@ -146,7 +146,8 @@ class RubricAdapter:
         return {"rng": self.rng.getstate()}
 
     def set_adapter_state(self, state: Mapping[str, Any]) -> None:
-        self.rng.setstate(state["rng"])
+        if "rng" in state:  # nothing is in the state of a run that begins
+            self.rng.setstate(state["rng"])
 
     def _record(self, name: str, rollout: Rehearsed) -> dict[str, Any] | None:
         calls = [call for call in rollout.calls if call[0] == name]

@@ -33,7 +33,7 @@ class Mipro:
         predictors, trials = len(parent.prompts), self._trials(settings, task)
         scored = len(rows.scored)
         full = (trials // FULL_EVERY + 3) * scored
-        written = 12 + predictors * (2 * settings.candidates + 1)
+        written = 15 + 3 * predictors * settings.candidates  # it reads the data, then the program for each instruction
         return Calls(len(rows.shown) + trials * min(settings.screen, scored) + full, written)
 
     def search(self, pulling: Pulling) -> Found:
