@@ -160,7 +160,7 @@ def sweep(
     The same command continues after any interrupt; finished rounds are not run again. Given in a second terminal
     meanwhile, it works along. Several tasks or seeds are a study each, and end in the table of `colever compare`.
     """
-    from colever.config import several
+    from colever.config import UNTRAINABLE, several
     from colever.tasks.load import BUNDLED
 
     def resolved(name: str) -> SweepConfig:
@@ -168,6 +168,8 @@ def sweep(
         return _config(config, settings, budget, prompt_model, **flags)
 
     configs = several([resolved(name) for name in (BUNDLED if task == "all" else [task])], seeds)
+    if not configs[0].trainable:
+        console.say(UNTRAINABLE)
     if dry_run:
         show_estimates(configs, home, as_json)
     elif len(configs) == 1:

@@ -20,6 +20,7 @@ ADAPTIVE = "adaptive"
 PROMPT_WAYS = ("choice", "instructions", "fewshot", "knn", "mipro", "gepa", "simba", "copro")
 WRITTEN_WAYS = ("mipro", "gepa", "simba", "copro")  # need a proposer: a model that writes prompts
 API = "api:"  # what the name of a policy behind an API begins with
+UNTRAINABLE = "API models cannot be trained here: the weight lever is left out"
 LEVER_LETTERS: dict[str, Literal["prompt", "weights"]] = {"p": "prompt", "w": "weights"}
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 CAPS = (
@@ -237,6 +238,22 @@ class SweepConfig(Settings):
         check_caps(value)
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _what_an_api_can(cls, data: Any) -> Any:
+        """Of a model behind an API the weight lever is left out, and its FLOPs are not known."""
+        if not isinstance(data, dict) or not str(data.get("model", "")).startswith(API):
+            return data
+        given = data.get("schedules", cls.model_fields["schedules"].default)
+        kept = [s for s in given if isinstance(s, str) and s != ADAPTIVE and "w" not in s]
+        if not kept:
+            raise ValueError(
+                f"schedules: {list(given)} all pull the weight lever; {UNTRAINABLE}; accepted: p by commas"
+            )
+        if data.get("axis") == "flops":
+            raise ValueError("axis: flops of an API model are not known; accepted: rollouts, tokens, seconds, dollars")
+        return {"axis": "tokens", **data, "schedules": kept}
+
     @model_validator(mode="after")
     def _cost_can_be_counted(self) -> SweepConfig:
         if self.objective == "cost" and self.prune:
@@ -286,7 +303,9 @@ def several(configs: Sequence[SweepConfig], seeds: int) -> list[SweepConfig]:
 
 
 # What another run of the same study may change: how far it goes, what is looked at and kept, not what it is.
-RESUMABLE = frozenset({"trials", "budget", "study", "dollars_per_hour", "elsewhere", "sample_rollouts"})
+RESUMABLE = frozenset({"trials", "budget", "study", "dollars_per_hour", "elsewhere", "sample_rollouts", "remote"}) | {
+    f"proposer.{name}" for name in RemoteSettings.model_fields
+}
 
 
 def check_caps(caps: Mapping[str, float]) -> None:
@@ -398,5 +417,7 @@ def _put(data: dict[str, Any], path: Sequence[str], value: Any, dotted: str) -> 
 
 
 def _slug(text: str) -> str:
+    if text.startswith(API):  # by its name, whatever the address
+        text = re.split(r"@(?=https?://)", text.removeprefix(API))[0]
     stem = text.removesuffix("/").rsplit("/", 1)[-1].replace(".py:", "-")
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in stem).strip("-.") or "study"

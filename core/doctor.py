@@ -33,7 +33,7 @@ def examine(home: Path) -> list[Finding]:
     """Every check, in the order shown; a check that fails becomes a finding."""
     findings: list[Finding] = []
     checks: tuple[Callable[[], list[Finding]], ...] = (_python, _packages, _machine, _devices, _seed)
-    for check in (*checks, lambda: _home(home), _extras):
+    for check in (*checks, lambda: _home(home), _extras, _keys):
         try:
             findings += check()
         except Exception as error:  # noqa: BLE001 - doctor's boundary: a broken installation is what it reports
@@ -108,6 +108,12 @@ def _extra(name: str, what_for: str, requirement: Requirement | None) -> Finding
     """Never bad: what is optional is not needed, in whatever version."""
     found = _package(requirement or Requirement(name))
     return Finding(name, True, found.detail) if found.ok else Finding(name, None, f"{found.detail} (for {what_for})")
+
+
+def _keys() -> list[Finding]:
+    """Which keys of APIs are set, by their names."""
+    found = sorted(name for name, value in os.environ.items() if name.endswith("_API_KEY") and value)
+    return [Finding("API keys", True if found else None, ", ".join(found) or "none set (for --model api:…)")]
 
 
 def _version(name: str) -> str | None:

@@ -13,7 +13,7 @@ class SampledStep:
     """One predictor call in words: what the model read and wrote, and the fields on both sides of it."""
 
     predictor: str
-    prompt: str  # exactly what the model read, its template's signs included; cut where it is long
+    prompt: str  # what the model read, its template's signs included (an API's are not known); cut where it is long
     completion: str
     inputs: Mapping[str, Any] = field(default_factory=dict)
     outputs: Mapping[str, Any] = field(default_factory=dict)  # {} where the completion could not be parsed

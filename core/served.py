@@ -55,10 +55,11 @@ class ServedProgram:
 
     def _open(self) -> tuple[Any, Any]:
         if self._opened is None:
-            from colever.engines.lm import open_engine
+            from colever.config import RemoteSettings
+            from colever.engines.lm import open_policy
             from colever.tasks.load import load_task
 
-            self._opened = load_task(self.name), open_engine(self.model, **self.engine_settings)
+            self._opened = load_task(self.name), open_policy(self.model, RemoteSettings(), **self.engine_settings)
         return self._opened
 
 

@@ -87,6 +87,8 @@ def show_rerun(name: str, home: Path, into: Path | None, as_json: bool) -> None:
     made = folder.manifest()
     config = SweepConfig(**made["config"]).model_copy(update={"study": folder.name, "trials": len(before.arms)})
     task, engine = open_study(config)
+    if not config.trainable:
+        console.say(f"{config.model}: an API model does not promise the same answers, and is paid for them once more")
     moved = changes(made, Grounds(task.digest(), engine.digest, versions()))
     for change in moved:
         console.say(f"since then: {change}")
@@ -132,9 +134,9 @@ def open_study(config: SweepConfig) -> tuple[Any, Any]:
     from colever.tasks.load import load_task
 
     task = load_task(config.task)
-    from colever.engines.lm import open_engine
+    from colever.engines.lm import open_policy
 
-    return task, open_engine(config.model, **config.engine.model_dump())
+    return task, open_policy(config.model, config.remote, **config.engine.model_dump())
 
 
 @contextmanager

@@ -96,7 +96,7 @@ class Completion:
     ``logprobs`` has one natural-log probability per completion id, under the sampling distribution
     (temperature applied; at temperature 0 those of temperature 1). ``version`` names the weights.
     A model behind an API tells no tokens: its ids are empty, ``prompt`` is what was asked in words, and ``counted`` are
-    the numbers of prompt and completion tokens that it reports.
+    the numbers of prompt and completion tokens that it reports, None where it reports none.
     """
 
     text: str
@@ -106,16 +106,12 @@ class Completion:
     finish_reason: Literal["stop", "length"]
     version: str
     prompt: str = ""
-    counted: tuple[int, int] = (0, 0)
+    counted: tuple[int, int] | None = None
 
     @property
-    def prompt_length(self) -> int:
-        """In tokens, those of an API as it counts them."""
-        return len(self.prompt_ids) or self.counted[0]
-
-    @property
-    def completion_length(self) -> int:
-        return len(self.completion_ids) or self.counted[1]
+    def lengths(self) -> tuple[int, int] | None:
+        """Tokens of prompt and completion, as an API counts them where it is one; None where nobody has counted."""
+        return (len(self.prompt_ids), len(self.completion_ids)) if self.prompt_ids else self.counted
 
 
 @dataclass(frozen=True)

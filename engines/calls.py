@@ -27,6 +27,7 @@ class CallRecorder:
     program: Any = None  # the rollout's own copy, which names its predictors
     unparsed: set[int] = field(default_factory=set)  # places in ``completions`` that could not be parsed
     asked: Mapping[str, Any] = field(default_factory=dict)  # the fields of the call under way
+    before: int = 0  # completions before that call: its engine adds to them, or the adapter does
     fields: dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=dict)  # by place: in and out
 
     def next_seed(self) -> int:

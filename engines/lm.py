@@ -1,4 +1,4 @@
-"""``dspy.LM`` objects on an in-process engine; knows which folder the name ``seed`` stands for."""
+"""Engines by name, and ``dspy.LM`` objects on them; knows which folder the name ``seed`` stands for."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from colever.config import API, RemoteSettings
 from colever.errors import UsageError
 
 if TYPE_CHECKING:
+    from colever.engines.remote import RemoteEngine
     from colever.engines.transformers import TransformersEngine
 
 
@@ -22,20 +24,42 @@ def seed_path() -> Path:
 
 def open_engine(model: str | Path = "seed", **options: Any) -> TransformersEngine:
     """An engine on ``seed``, a checkpoint folder or a hub name; raises UsageError if it cannot be loaded."""
+    if "://" in str(model):
+        raise UsageError(f"model {model}: an address; a model behind an API is named {API}NAME@{model}")
     from colever.engines.transformers import TransformersEngine
 
     if str(model) != "seed":
-        return TransformersEngine(model, **options)
+        try:
+            return TransformersEngine(model, **options)
+        except UsageError as error:
+            raise UsageError(f"{error}{_or_an_api(str(model))}") from error
     path = seed_path()
     if not (path / "config.json").is_file():
         raise UsageError(f"the seed model is not there ({path}); build it with: colever seed build")
     return TransformersEngine(path, name="seed", **options)
 
 
+def open_policy(model: str | Path, remote: RemoteSettings, **options: Any) -> TransformersEngine | RemoteEngine:
+    """What answers the program's calls: see ``open_engine``, or a model behind an API, asked as ``remote`` says.
+
+    Raises UsageError if there is no such model; an address must answer now.
+    """
+    if not str(model).startswith(API):
+        return open_engine(model, **options)
+    from colever.engines.remote import RemoteEngine
+    from colever.engines.remote_model import remote_model
+
+    return RemoteEngine(remote_model(str(model), "--model"), remote)
+
+
 def engine_lm(
-    model: str | Path | TransformersEngine, *, temperature: float = 0.0, max_tokens: int = 256, **options: Any
+    model: str | Path | TransformersEngine | RemoteEngine,
+    *,
+    temperature: float = 0.0,
+    max_tokens: int = 256,
+    **options: Any,
 ) -> dspy.LM:
-    """A ``dspy.LM`` that runs in this process, uncached; ``options`` go to the engine."""
+    """A ``dspy.LM`` on an engine, uncached; ``options`` go to one that is opened here, in this process."""
     engine = open_engine(model, **options) if isinstance(model, str | Path) else model
     return dspy.LM(
         f"colever/{engine.name}",
@@ -45,6 +69,12 @@ def engine_lm(
         temperature=temperature,
         max_tokens=max_tokens,
     )
+
+
+def _or_an_api(model: str) -> str:
+    """What else a name with a slash may have meant, where no folder has it."""
+    likely = "/" in model and not Path(model).exists() and not model.startswith((".", "/", "~"))
+    return f". A model behind an API is named {API}{model}" if likely else ""
 
 
 def seed_lm(**options: Any) -> dspy.LM:

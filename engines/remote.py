@@ -48,13 +48,16 @@ class RemoteEngine:
     the prompt is too long.
     """
 
+    counts_calls = True  # of each rollout, whether they are answered or not
+
     def __init__(self, model: RemoteModel, settings: RemoteSettings | None = None) -> None:
         self.remote, self.settings = model, settings or RemoteSettings()
         self.name = f"api:{model}".replace("/", ":")  # without a slash: dspy.LM reads rules for models out of names
+        self.concurrency = self.settings.concurrency
         self.price = Price(model, self.settings)
         self._lm = _lm(model, self.settings)
         self._reasons = _reasons(model)
-        self._open = threading.BoundedSemaphore(self.settings.concurrency)
+        self._open = threading.BoundedSemaphore(self.concurrency)
         self._lock = threading.Lock()
         self._cost = Cost()
 
@@ -190,10 +193,10 @@ def _first_lines(error: LMError) -> str:
 def _noted(request: lm15.Request, response: lm15.Response, version: str) -> Completion:
     """An answer as a rollout's step has it: words and counts, no tokens."""
     text = "".join(p.text for p in response.message.parts if isinstance(p, lm15.TextPart))
-    usage = response.usage
+    read, wrote = response.usage.input_tokens, response.usage.output_tokens
     return Completion(
         text, (), (), (), "length" if response.finish_reason == "length" else "stop", version,
-        prompt=_words(request), counted=(usage.input_tokens or 0, usage.output_tokens or 0),
+        prompt=_words(request), counted=None if read is None or wrote is None else (read, wrote),
     )  # fmt: skip
 
 

@@ -50,6 +50,7 @@ class TransformersEngine:
     """
 
     trains_in_place = True  # the weight lever trains ``model`` itself: no copy of it samples
+    counts_calls = True  # of each rollout, whether they are answered or not
 
     def __init__(
         self,

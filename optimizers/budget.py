@@ -63,7 +63,7 @@ class Budget:
             wanted = amounts.get(key, 0)
             if spent[key] >= cap or spent[key] + wanted > cap:
                 more = f", the next batch needs {wanted:,.0f}" if wanted else ""
-                raise BudgetExhausted(f"budget: {key}={cap:,.0f} is reached: {spent[key]:,.0f} spent{more}", self)
+                raise BudgetExhausted(f"budget: {key}={_said(cap)} is reached: {_said(spent[key])} spent{more}", self)
         if self._parent is not None:
             self._parent.reserve(**amounts)
 
@@ -78,3 +78,8 @@ class Budget:
     def slice(self, caps: Mapping[str, float] | None = None) -> Budget:
         """A ledger of its own, with further caps, that also counts against this one."""
         return Budget(caps, parent=self, dollars_per_hour=self._rate)
+
+
+def _said(amount: float) -> str:
+    """Dollars come in small parts."""
+    return f"{amount:,.0f}" if amount >= 100 or amount == int(amount) else f"{amount:.3g}"

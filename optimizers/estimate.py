@@ -113,7 +113,8 @@ def _rows(config: SweepConfig, rounds: Callable[[str], Mapping[LeverName, Cost]]
         fresh = [(p, cost) for p in prefixes if (p, cost := costs[parse_schedule(p)[-1]]) not in seen]
         seen |= set(fresh)
         rows.append(EstimateRow(schedule, len(fresh), sum((cost for _, cost in fresh), Cost())))
-    searched = sum(rounds("p,w").values(), Cost())
+    both = rounds("p,w" if config.trainable else "p,p")
+    searched = both["prompt"] + both["weights"] if config.trainable else scaled(both["prompt"], 2)
     return rows + [EstimateRow("", 2, searched)] * max(0, config.trials - len(rows))
 
 

@@ -170,7 +170,8 @@ def summarize(rollouts: Sequence[Rollout], split: str, cost: Cost) -> Evaluation
     lengths: dict[str, list[int]] = {}
     for rollout in rollouts:
         for step in rollout.steps:
-            lengths.setdefault(step.predictor, []).append(len(step.completion.completion_ids))
+            if step.completion.lengths is not None:
+                lengths.setdefault(step.predictor, []).append(step.completion.lengths[1])
     return Evaluation(
         split=split,
         example_ids=tuple(r.example_id for r in rollouts),

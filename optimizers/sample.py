@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from colever.pipelines.rollout import plain
 from colever.samples import SampledRollout, SampledStep, cut
-from colever.types import Rollout
+from colever.types import Completion, Rollout
 
 if TYPE_CHECKING:
     import dspy
@@ -58,14 +58,14 @@ def _in_words(
     steps = tuple(
         SampledStep(
             predictor=step.predictor,
-            prompt=cut(text_of(step.completion.prompt_ids), limit),
+            prompt=cut(_prompt(step.completion, text_of), limit),
             completion=cut(step.completion.text, limit),
             inputs=_short(step.inputs, limit),
             outputs=_short(step.outputs, limit),
             failed=step.failed,
             finish_reason=step.completion.finish_reason,
-            prompt_tokens=len(step.completion.prompt_ids),
-            completion_tokens=len(step.completion.completion_ids),
+            prompt_tokens=(step.completion.lengths or (0, 0))[0],
+            completion_tokens=(step.completion.lengths or (0, 0))[1],
         )
         for step in rollout.steps[:STEPS]
     )
@@ -82,6 +82,11 @@ def _in_words(
         failure=rollout.failure,
         reason=cut(rollout.reason, limit),
     )
+
+
+def _prompt(completion: Completion, text_of: Callable[[Sequence[int]], str]) -> str:
+    """What the model read: of a model behind an API the messages, for its template is not known."""
+    return text_of(completion.prompt_ids) if completion.prompt_ids else completion.prompt
 
 
 def _short(values: Any, limit: int) -> dict[str, Any]:

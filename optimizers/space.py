@@ -65,8 +65,9 @@ class Choice:
 
 
 def schedules(config: SweepConfig) -> list[str]:
-    """The first schedules, then every other one of up to ``max_rounds`` rounds."""
-    every = [",".join(s) for n in range(1, config.max_rounds + 1) for s in itertools.product("pw", repeat=n)]
+    """The first schedules, then every other one of up to ``max_rounds`` rounds, of the levers that there are."""
+    levers = "pw" if config.trainable else "p"
+    every = [",".join(s) for n in range(1, config.max_rounds + 1) for s in itertools.product(levers, repeat=n)]
     return list(dict.fromkeys([*config.schedules, *every]))
 
 
@@ -128,17 +129,18 @@ def order_of(config: SweepConfig, schedule: str, target: float) -> Order:
 def _around(config: SweepConfig, *, wide: bool) -> dict[str, tuple[float, float] | tuple[str, ...]]:
     """What is searched where the user has not said: around the settings' own values."""
     w = config.weights
-    search: dict[str, tuple[float, float] | tuple[str, ...]] = {
-        "weights.learning_rate": (w.learning_rate / 3, w.learning_rate * 3),
-    }
-    if config.trial_rollouts is None:
+    search: dict[str, tuple[float, float] | tuple[str, ...]] = {}
+    if config.trainable:
+        search["weights.learning_rate"] = (w.learning_rate / 3, w.learning_rate * 3)
+    if config.trainable and config.trial_rollouts is None:
         search["weights.updates"] = (max(1, w.updates // 2), w.updates)
-    else:
+    elif config.trainable:
         search[SPLIT] = (min(0.1, config.split), max(0.6, config.split))
     if config.prompt.demos:
         search["prompt.demos"] = (int(wide), config.prompt.demos)  # wide: some ways are about nothing else
     if wide:
         search[WAY] = tuple(dict.fromkeys([config.prompt.way, *ways(config)]))
+    if wide and config.trainable:
         search["weights.group_size"] = (max(2, w.group_size // 2), 2 * w.group_size)
         search["weights.temperature"] = (min(0.7, w.temperature), max(1.3, w.temperature))
         search["weights.beta"] = (0.0, max(0.04, w.beta))

@@ -130,13 +130,13 @@ class StudyFolder:
         """Save the configuration; raises UsageError where the study was made with another one."""
         file = self.path / "config.yaml"
         stored = self.state()
-        counted = {"dollars_per_hour"} if (config.objective, config.axis) == ("cost", "dollars") else set()
+        counted = {"dollars_per_hour", "remote"} if (config.objective, config.axis) == ("cost", "dollars") else set()
         if file.exists() and stored is not None and stored.trials:
             old, new = (c.model_dump(mode="json") for c in (load_config(file), config))
             changed = [
                 f"{key} was {_short(a)}, now {_short(b)}"
                 for key, a, b in _differences(old, new)
-                if key.split(".")[0] not in RESUMABLE - counted and not (key == "task" and same_task(a, b))
+                if not {key, key.split(".")[0]} & (RESUMABLE - counted) and not (key == "task" and same_task(a, b))
             ]
             if changed:
                 raise UsageError(

@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from colever.config import ADAPTIVE, WRITTEN_WAYS, PromptSettings, SweepConfig, WeightSettings
+from colever.config import ADAPTIVE, UNTRAINABLE, WRITTEN_WAYS, PromptSettings, SweepConfig, WeightSettings
 from colever.errors import BudgetExhausted, LeverError, StoreError, UsageError
 from colever.optimizers import space
 from colever.optimizers.alternate import alternate
@@ -145,6 +145,8 @@ class _Run:
             alone = not self.workers.others()
             self.folder.claim(config)
             self.state = self._state()
+            if not config.trainable:
+                self._note(f"{UNTRAINABLE}.")
             if not self.state.trials and (alone or self._manifest() is None):  # it goes on: its first command made it
                 self.folder.write_manifest(manifest(config, self.evaluator.grounds))
             self.folder.write(self.state)

@@ -7,7 +7,8 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from colever.engines.calls import current_call
+from colever.engines.calls import CallRecorder, current_call
+from colever.types import Completion
 
 
 class RolloutAdapter(dspy.ChatAdapter):
@@ -37,20 +38,31 @@ class RolloutAdapter(dspy.ChatAdapter):
 
     def format(self, signature: Any, demos: list, inputs: dict[str, Any]) -> list[dict[str, Any]]:
         if (recorder := current_call.get()) is not None:
-            recorder.asked = inputs
+            recorder.asked, recorder.before = inputs, len(recorder.completions)
         return super().format(signature, demos, inputs)
 
-    def _call_postprocess(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+    def _call_postprocess(
+        self, processed_signature: Any, original_signature: Any, outputs: list, lm: Any, lm_kwargs: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         recorder = current_call.get()
-        answered = recorder is not None and bool(recorder.completions)
+        if recorder is not None and len(recorder.completions) == recorder.before:
+            _note(recorder, outputs)
         try:
-            values = super()._call_postprocess(*args, **kwargs)
+            values = super()._call_postprocess(processed_signature, original_signature, outputs, lm, lm_kwargs)
         except AdapterParseError:
-            if recorder is not None and answered:
+            if recorder is not None:
                 place = len(recorder.completions) - 1
                 recorder.unparsed.add(place)
                 recorder.fields[place] = recorder.asked, {}
             raise
-        if recorder is not None and answered:
+        if recorder is not None:
             recorder.fields[len(recorder.completions) - 1] = recorder.asked, values[0]
         return values
+
+
+def _note(recorder: CallRecorder, outputs: list) -> None:
+    """The answers of an engine that keeps no record of its own: their text alone."""
+    modules = dspy.settings.caller_modules
+    for output in outputs:
+        text = (output.get("text") if isinstance(output, dict) else output) or ""
+        recorder.completions.append((modules[-1] if modules else None, Completion(text, (), (), (), "stop", "")))

@@ -47,10 +47,11 @@ def run_rollouts(
 ) -> list[Rollout]:
     """``samples`` rollouts of each (id, example), example by example.
 
-    ``lm``: on a Colever engine every step keeps its tokens and the result does not depend on ``concurrency`` or on
-    the order in which threads run; with any other ``dspy.LM`` rollouts have no steps. ``on_done`` gets the number of
-    rollouts done so far. Raises TaskError (from ``score``, for a program without predictors, or one that fails
-    before it ever calls a model) and InfrastructureError if more than a tenth of the rollouts fail that way.
+    ``lm``: on an engine in this process every step keeps its tokens and the result does not depend on ``concurrency``
+    or on the order in which threads run; with any other ``dspy.LM`` steps have words and no tokens, and an engine may
+    say how many rollouts it answers at once. ``on_done`` gets the number of rollouts done so far. Raises TaskError
+    (from ``score``, for a program without predictors, or one that fails before it ever calls a model) and
+    InfrastructureError if more than a tenth of the rollouts fail that way.
     """
     attempts = [
         Attempt(program, example_id, example, sample, temperature)
@@ -102,9 +103,11 @@ def run_attempts(
     }
     heat = dict.fromkeys(attempt.temperature for attempt in attempts)
     lms = {t: lm.copy(temperature=t, max_tokens=max_tokens, cache=False) for t in heat}
-    one = _OneRollout(settings, lms, score, fail, _takes_tokens(lm))
+    one = _OneRollout(settings, lms, score, fail, _counts_calls(lm))
     jobs = [_Job(place, a, (seed, split, a.example_id, a.sample)) for place, a in enumerate(attempts)]
-    rollouts = _Pool(one, jobs, on_done).run(getattr(lm, "engine", None), max(1, min(concurrency, len(jobs))))
+    engine = getattr(lm, "engine", None)
+    width = min(concurrency, getattr(engine, "concurrency", concurrency), len(jobs))
+    rollouts = _Pool(one, jobs, on_done).run(engine, max(1, width))
     _refuse_broken(rollouts)
     return rollouts
 
@@ -280,8 +283,8 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
 
 
-def _takes_tokens(lm: dspy.LM) -> bool:
-    return hasattr(getattr(lm, "engine", None), "session")
+def _counts_calls(lm: dspy.LM) -> bool:
+    return getattr(getattr(lm, "engine", None), "counts_calls", False)
 
 
 def _refuse_broken(rollouts: Sequence[Rollout]) -> None:

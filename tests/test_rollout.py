@@ -260,7 +260,17 @@ def test_any_other_lm_works_without_tokens() -> None:
     other = dspy.utils.DummyLM({"": {"answer": "1"}})
     rollouts = run(other, samples=1)
     assert [r.outputs["answer"] for r in rollouts] == [1] * 6
-    assert all(r.steps == () and r.failure is None for r in rollouts)
+    assert all(r.failure is None and r.version == "" for r in rollouts)
+    for rollout in rollouts:
+        assert [s.predictor for s in rollout.steps] == ["first", "second"][: len(rollout.steps)]
+        assert [s.outputs for s in rollout.steps] == [{"answer": 1}] * len(rollout.steps)
+        assert all("answer" in s.completion.text and s.completion.lengths is None for s in rollout.steps)
+
+
+def test_what_any_other_lm_wrote_is_kept_where_it_cannot_be_parsed() -> None:
+    rollouts = run(dspy.utils.DummyLM({"": {"other": "1"}}), samples=1)
+    assert all(r.failure == "policy" and [s.failed for s in r.steps] == [True] for r in rollouts)
+    assert all("other" in r.steps[0].completion.text for r in rollouts)
 
 
 def test_progress_is_told(lm: dspy.LM) -> None:

@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colever.config import API
 from colever.reported import StudyReport
 from colever.tracking.report import verdict
 from colever.types import Candidate
@@ -153,5 +154,7 @@ def _signature(rollout: Any) -> Any:
 
 def _absolute(name: str) -> str:
     """A file or folder by its whole path, since another process starts elsewhere; any other name as it is."""
+    if name.startswith(API):
+        return name
     file, sign, attribute = name.partition(":")
     return f"{Path(file).resolve()}{sign}{attribute}" if Path(file).exists() else name

@@ -197,7 +197,9 @@ def cost_texts(cost: Cost) -> tuple[str, str, str]:
 
 def dollars(cost: Cost) -> str:
     """Cents where there are enough of them to tell costs apart."""
-    return f"${cost.dollars:,.2f}" if cost.dollars >= 1 else f"${cost.dollars:.3f}"
+    if cost.dollars >= 1:
+        return f"${cost.dollars:,.2f}"
+    return f"${cost.dollars:.{4 if 0 < cost.dollars < 0.01 else 3}f}"
 
 
 def along(axis: str, cost: Cost) -> str:
