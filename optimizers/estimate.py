@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colever.config import ADAPTIVE, SweepConfig, parse_schedule
+from colever.config import ADAPTIVE, PROMPT_WAYS, SweepConfig, parse_schedule
+from colever.errors import UsageError
 from colever.optimizers import space
 from colever.optimizers.budget import Budget
 from colever.optimizers.elsewhere import other_tasks
 from colever.optimizers.evaluate import evaluate
 from colever.optimizers.lever import Lever, NullProgress, Progress
-from colever.types import Cost, LeverName, Weights
+from colever.optimizers.prompt_lever import PromptLever
+from colever.optimizers.proposer import about
+from colever.types import Candidate, Cost, LeverName, Weights
 
 if TYPE_CHECKING:
     from colever.engines.transformers import TransformersEngine
@@ -47,12 +50,16 @@ class SweepEstimate:
     search: Cost
     reading: Cost
     probe: Cost
+    ways: Mapping[str, Cost] = field(
+        default_factory=dict
+    )  # one pull of the prompt lever in each way that could be taken
 
     def priced(self, dollars_per_hour: float) -> SweepEstimate:
         """With the machine's time in dollars."""
         rows = [replace(row, cost=row.cost.priced(dollars_per_hour)) for row in self.rows]
         search, reading, probe = (c.priced(dollars_per_hour) for c in (self.search, self.reading, self.probe))
-        return SweepEstimate(rows, search, reading, probe)
+        ways = {name: cost.priced(dollars_per_hour) for name, cost in self.ways.items()}
+        return SweepEstimate(rows, search, reading, probe, ways)
 
 
 def estimate(
@@ -79,7 +86,12 @@ def estimate(
                 config, schedule, {}, lambda p: levers(p, config.weights)["prompt"].planned(base, task)
             )
         )
-        return {n: scaled(per_rollout[n], lever.planned(base, task)) + dev for n, lever in of.items()}
+        return {n: scaled(per_rollout[n], lever.planned(base, task)) + _written(lever) + dev for n, lever in of.items()}
+
+    def _written(lever: Lever) -> Cost:
+        return (
+            about(lever.proposer, lever.calls(base, task).proposer_calls) if isinstance(lever, PromptLever) else Cost()
+        )
 
     rows = _rows(config, rounds)
     cells = 6 + len({r.schedule for r in rows} & {"p,w", "w,p", "p,w,p", "w,p,w"}) if rows else 1
@@ -90,7 +102,22 @@ def estimate(
         search=sum((r.cost for r in rows), dev),
         reading=scaled(one, cells * len(task.test) + 4 * watched + 3 * there),
         probe=answered + pulled,
+        ways=_ways(config, task, base, one, levers),
     )
+
+
+def _ways(config: SweepConfig, task: Task, base: Candidate, one: Cost, levers: MakeLevers) -> dict[str, Cost]:
+    """What a pull would cost in each way: those that this study can't take are left out."""
+    found = {}
+    for way in dict.fromkeys([config.prompt.way, *PROMPT_WAYS]):
+        try:
+            lever = levers(config.prompt.model_copy(update={"way": way}), config.weights)["prompt"]
+            if isinstance(lever, PromptLever):
+                calls = lever.calls(base, task)
+                found[way] = scaled(one, calls.rollouts) + about(lever.proposer, calls.proposer_calls)
+        except UsageError:
+            continue
+    return found
 
 
 def scaled(cost: Cost, factor: float) -> Cost:

@@ -132,9 +132,7 @@ def _written(proposer: dspy.LM, instructions: str, count: int) -> list[str]:
     """So many other instructions, by COPRO's own question; fewer where replies can't be read."""
     try:
         with dspy.context(lm=proposer, trace=None):
-            made = dspy.Predict(BasicGenerateInstruction, n=count, temperature=1.0)(
-                basic_instruction=instructions
-            )
+            made = dspy.Predict(BasicGenerateInstruction, n=count, temperature=1.0)(basic_instruction=instructions)
     except AdapterParseError:
         return []
     return [text.strip() for text in made.completions.proposed_instruction if text and text.strip()]

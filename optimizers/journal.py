@@ -1,4 +1,4 @@
-"""A file of JSON lines to which finished work is added: what a killed process had written is there, whole, for the next.
+"""A file of JSON lines to which finished work is added: what a killed process had written is there, whole, later on.
 
 Knows files and JSON; knows nothing of what is written.
 """

@@ -190,7 +190,7 @@ def _quietly(log: Path) -> Iterator[None]:
     chatter = logging.getLogger("dspy")
     handlers, level = chatter.handlers, chatter.level
     with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        chatter.handlers = [logging.StreamHandler(file)]
+        chatter.handlers = [logging.FileHandler(log)]  # it opens again for a thread that logs late
         chatter.setLevel(logging.INFO)
         try:
             yield

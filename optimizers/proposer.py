@@ -53,9 +53,28 @@ def probe(lm: dspy.LM) -> None:
     try:
         answers = lm("Reply with the one word: ready")
     except Exception as error:
-        raise UsageError(f"{FLAG}: {lm.model} does not answer: {without_keys(str(error).partition(chr(10))[0])}") from error
+        raise UsageError(
+            f"{FLAG}: {lm.model} does not answer: {without_keys(str(error).partition(chr(10))[0])}"
+        ) from error
     if not any(str(answer).strip() for answer in answers):
         raise UsageError(f"{FLAG}: {lm.model} answers with nothing; accepted: a model that writes")
+
+
+READ, WRITTEN = 2000, 400  # tokens of a call, taken for an estimate: an instruction with a few examples, and a new one
+
+
+def about(lm: dspy.LM | None, calls: int) -> Cost:
+    """What so many calls would cost at the model's prices, each of ``READ`` and ``WRITTEN`` tokens."""
+    if lm is None or not calls:
+        return Cost()
+    one = Cost(proposer_calls=1, proposer_tokens=READ + WRITTEN)
+    if isinstance(lm.engine, RemoteEngine):
+        usage = lm15.Usage(input_tokens=READ, output_tokens=WRITTEN)
+        words = lm15.Message.assistant([lm15.TextPart("")])
+        request = lm15.Request(model=lm.model, messages=(lm15.Message.user([lm15.TextPart("")]),))
+        response = lm15.Response(id=None, model=lm.model, message=words, finish_reason="stop", usage=usage)
+        one = replace(one, dollars=lm.engine.price.cost(request, response).dollars)
+    return Cost(proposer_calls=calls, proposer_tokens=calls * one.proposer_tokens, dollars=calls * one.dollars)
 
 
 def counted(lm: dspy.LM, budget: Budget, journal: Path, *, seed: int = 0, policy: Any = None) -> dspy.LM:

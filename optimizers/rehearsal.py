@@ -269,7 +269,7 @@ class Rehearsal:
                 made = self._run(list(fresh.values()))
                 self._done |= made
                 fresh = {key: ask for key, ask in fresh.items() if key not in made}
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - each who asked raises it, and so does the prompt lever
             raise self._fatal(error) from None
         if fresh:
             raise self._fatal(

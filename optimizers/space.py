@@ -179,7 +179,7 @@ def _searched(config: SweepConfig, name: str, values: Sequence[Any]) -> Range | 
 
 
 def ways(config: SweepConfig) -> list[str]:
-    """The ways that a wide search draws from: without a proposer, those that need none; "instructions" is in "choice"."""
+    """Those that a wide search draws from: without a proposer, those that need none; instructions are in "choice"."""
     usable = [name for name in PROMPT_WAYS if name not in WRITTEN_WAYS or config.proposer.model is not None]
     return [name for name in usable if name != "instructions"]
 

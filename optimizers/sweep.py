@@ -49,7 +49,7 @@ POLL = 0.5  # seconds between looks at what other workers do
 
 
 def levers_for(config: SweepConfig, engine: TransformersEngine) -> MakeLevers:
-    """The two levers, with the study's proposer. Raises UsageError where that cannot be used, by a probe of one call."""
+    """The two levers, with the study's proposer. Raises UsageError where it cannot be used; one call is a probe."""
     from colever.optimizers.prompt_lever import PromptLever
     from colever.optimizers.proposer import open_proposer, probe
     from colever.optimizers.weight_lever import WeightLever

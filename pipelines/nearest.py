@@ -77,8 +77,11 @@ def show_nearest(predictor: dspy.Predict, k: int) -> None:
         return
     if not isinstance(predictor, NearestPredict):
         kind = type(predictor)
-        bases = (NearestPredict,) if kind is dspy.Predict else (NearestPredict, kind)
-        predictor.__class__ = NearestPredict if len(bases) == 1 else type(kind)(kind.__name__, bases, {})
+        own = {"__module__": kind.__module__}
+        showing: Any = (
+            NearestPredict if kind is dspy.Predict else type(kind)(kind.__name__, (NearestPredict, kind), own)
+        )  # type: ignore[misc]
+        predictor.__class__ = showing
     predictor.nearest = k  # type: ignore[attr-defined]
     predictor.index()  # type: ignore[attr-defined]  # once, for all copies
 

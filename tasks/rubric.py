@@ -68,9 +68,8 @@ class Rubric:
         No predictor is blamed for another's failure: where another step alone fell short, that is all that is said.
         """
         missed = self._missed(score.by_criterion)
-        own, whole = (
-            "; ".join(_short(c, score.by_criterion[c.name]) for c in missed if c.predictor == of) for of in (predictor, "")
-        )
+        of = {name: [c for c in missed if c.predictor == name] for name in (predictor, "")}
+        own, whole = ("; ".join(_short(c, score.by_criterion[c.name]) for c in of[name]) for name in (predictor, ""))
         if own:
             said = [f"this step: {own}", *([f"the whole run: {whole}"] if whole else [])]
         elif any(c.predictor for c in missed):

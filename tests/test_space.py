@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import optuna
 import pytest
 
-from colever.config import PromptSettings, load_config
+from colever.config import PromptSettings, load_config, parse_pairs
 from colever.errors import UsageError
 from colever.optimizers import space
 
@@ -83,7 +84,7 @@ def test_the_wide_space_has_what_people_tune_and_every_arm_is_a_point_of_it() ->
     names = {r.name for r in space.ranges(config)}
     assert names == {
         "weights.learning_rate", "weights.updates", "weights.group_size", "weights.temperature", "weights.beta",
-        "weights.loss", "weights.lora_rank", "prompt.demos",
+        "weights.loss", "weights.lora_rank", "prompt.demos", "prompt.way",
     }  # fmt: skip
     assert space.arm_params(config, "p,w")["weights.loss"] == "dapo"
     seed = load_config(flags={"task": "t"}, overrides={"search": "wide"})
@@ -133,3 +134,31 @@ def test_a_search_that_is_neither_a_name_nor_settings_is_said() -> None:
         load_config(flags={"task": "t"}, overrides={"search": "deep"})
     with pytest.raises(UsageError, match="elsewhere: Input should be a list, got 'lookup'"):
         load_config(flags={"task": "t"}, overrides={"elsewhere": "lookup"})
+
+
+def test_the_way_of_a_prompt_round_is_searched_and_without_a_proposer_some_are_left_out() -> None:
+    words = "[choice, fewshot, gepa, mipro]"
+    alone = load_config(flags={"task": "t"}, overrides=parse_pairs([f"search={{prompt.way: {words}}}"], "--set"))
+    assert space.drawn_ways(alone) == ("choice", "fewshot")
+    assert space.left_out(alone) == "Without a proposer (--prompt-model) the search leaves out gepa, mipro."
+    asked = alone.model_copy(update={"proposer": alone.proposer.model_copy(update={"model": "policy"})})
+    assert space.drawn_ways(asked) == ("choice", "fewshot", "gepa", "mipro")
+    assert space.left_out(asked) == ""
+    wide = load_config(flags={"task": "t"}, overrides={"search": "wide"})
+    assert space.drawn_ways(wide) == ("choice", "fewshot", "knn")
+    assert space.drawn_ways(load_config(flags={"task": "t"})) == ("choice",)
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ("{prompt.way: [choice, mipr0]}", "'mipr0'; accepted: choice, instructions"),
+        ("{prompt.way: [fewshot]}", "the arms' value choice must be among fewshot"),
+        ("{prompt.way: [gepa]}", "the arms' value choice must be among at least one word"),
+        ("{prompt.way: [choice, knn], prompt.demos: [0, 8]}", "knn is about demos, and prompt.demos may be 0"),
+    ],
+)
+def test_ways_that_cannot_be_searched(search: str, said: str) -> None:
+    config = load_config(flags={"task": "t"}, overrides=parse_pairs([f"search={search}"], "--set"))
+    with pytest.raises(UsageError, match=re.escape(said)):
+        space.ranges(config)

@@ -187,6 +187,36 @@ class TestRubric:
         }
         assert len(digests) == 3
 
+    def test_feedback_blames_no_predictor_for_another(self) -> None:
+        rubric = Rubric([
+            Criterion("answer", lambda e, p, s: False, 2, "the answer is wrong"),
+            Criterion("found", lambda e, p, s: p.found, 1, "look up every fact", "act"),
+            Criterion("short", lambda e, p, s: p.short, 1, "say one name", "reply"),
+        ])  # fmt: skip
+
+        def said(predictor: str, **fields: bool) -> str:
+            prediction = dspy.Prediction(**fields)
+            return rubric.feedback(rubric.score(dspy.Example(), prediction, ()), predictor)
+
+        assert said("act", found=False, short=True) == (
+            "score 0.25. this step: found 0.00 (look up every fact). the whole run: answer 0.00 (the answer is wrong)"
+        )
+        assert said("reply", found=False, short=True) == (
+            "score 0.25. another step fell short; nothing is known against this one"
+        )
+        assert said("reply", found=True, short=True) == "score 0.50. the whole run: answer 0.00 (the answer is wrong)"
+        assert "look up" not in said("reply", found=False, short=False)
+        assert "say one name" in said("reply", found=False, short=False)
+
+    def test_feedback_where_nothing_fell_short(self) -> None:
+        rubric = Rubric([Criterion("answer", lambda e, p, s: True)])
+        score = rubric.score(dspy.Example(), dspy.Prediction(), ())
+        assert rubric.feedback(score, "any") == "score 1.00. nothing fell short"
+
+    def test_whom_a_criterion_speaks_of_is_in_the_digest(self) -> None:
+        one, other = (Rubric([Criterion("a", always, predictor=name)]) for name in ("solve", "check"))
+        assert one.digest() != other.digest()
+
 
 GOOD = """
 from random import Random
@@ -197,6 +227,10 @@ rows = [dspy.Example(q=str(i), a=str(i)).with_inputs("q") for i in range(12)]
 def build(): return dspy.Predict("q -> a")
 task = Task("mine", build, rows[:4], rows[4:8], rows[8:], Rubric([Criterion("a", lambda e, p, s: e.a == p.a)]))
 """
+
+
+def always(*_: object) -> bool:
+    return True
 
 
 class TestLoad:

@@ -30,11 +30,17 @@ class Estimated(Protocol):
     search: Cost
     reading: Cost
     probe: Cost
+    ways: Mapping[str, Cost]
 
 
 def render(estimates: Mapping[str, Estimated]) -> RenderableType:
     """A table for each study, and in all."""
-    parts = [part for name, found in estimates.items() for part in titled(_table(name, found))]
+    parts = [
+        part
+        for name, found in estimates.items()
+        for table in (_table(name, found), *([_ways(found)] if found.ways else []))
+        for part in titled(table)
+    ]
     if len(estimates) > 1:
         whole = sum((e.search + e.reading for e in estimates.values()), Cost())
         parts.append(Text(f"In all: {', '.join(_texts(whole))}", style="bold"))
@@ -44,7 +50,8 @@ def render(estimates: Mapping[str, Estimated]) -> RenderableType:
 def to_json(found: Estimated) -> dict[str, Any]:
     """Costs as fields of Cost."""
     rows = [{"schedule": r.schedule, "new_rounds": r.new_rounds, "cost": vars(r.cost)} for r in found.rows]
-    return {"trials": rows} | {name: vars(getattr(found, name)) for name in ("search", "reading", "probe")}
+    ways = {name: vars(cost) for name, cost in found.ways.items()}
+    return {"trials": rows, "ways": ways} | {n: vars(getattr(found, n)) for n in ("search", "reading", "probe")}
 
 
 def _table(name: str, found: Estimated) -> Table:
@@ -60,6 +67,26 @@ def _table(name: str, found: Estimated) -> Table:
         Row(["probe", "done", "", *_columns(found.probe)], "faint"),
     ]
     return Table(f"{name}: what it would cost", columns, rows, foot)
+
+
+def _ways(found: Estimated) -> Table:
+    """A pull of the prompt lever, way by way."""
+    rows = [
+        Row(
+            [
+                name,
+                f"{cost.rollouts:,}",
+                f"{cost.proposer_calls:,}",
+                cost_texts(cost)[1],
+                *([dollars(cost)] if cost.dollars else []),
+            ]
+        )
+        for name, cost in found.ways.items()
+    ]
+    priced = ["dollars"] if any(cost.dollars for cost in found.ways.values()) else []
+    return Table(
+        "one pull of the prompt lever, at most", ["way", "rollouts", "proposer calls", "TFLOPs", *priced], rows
+    )
 
 
 def _columns(cost: Cost) -> list[str]:

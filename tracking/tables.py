@@ -29,7 +29,7 @@ from colever.tracking.report import (
 from colever.types import Candidate, Cost, Evaluation
 
 Style = Literal["", "best", "faint"]
-TEXT = {"arm", "schedule", "part", "its", "effect", "lever", "round", "trial", "predictor", "instruction", "criterion"}
+TEXT = set("arm schedule way part its effect lever round trial predictor instruction criterion".split())
 
 
 @dataclass(frozen=True)

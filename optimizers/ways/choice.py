@@ -2,7 +2,7 @@
 
 Departures from DSPy's BootstrapFewShotWithRandomSearch (way "fewshot"): wordings are searched together with demos;
 demos come from train examples on which no combination is scored, so that none is scored on an example that it shows;
-and scoring is by successive halving (all on ``screen`` examples, the best ``finalists`` and the parent on ``examples``).
+and scoring is by successive halving: all on ``screen`` examples, the best ``finalists`` and the parent on ``examples``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Way "copro": ``dspy.COPRO``, coordinate ascent over instructions that a proposer writes.
 
-DSPy's class does the search: ``prompt.candidates`` is its breadth, ``prompt.steps`` its depth. It also proposes prefixes
-of output fields, which DSPy's chat format does not show: they are no part of a candidate.
+DSPy's class does the search: ``prompt.candidates`` is its breadth, ``prompt.steps`` its depth. It also proposes
+prefixes of output fields, which DSPy's chat format does not show: they are no part of a candidate.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Gepa:
         adapter = RubricAdapter(pulling)
         folder = pulling.workdir / "gepa"
         shutil.rmtree(folder, ignore_errors=True)  # a pull that goes on finds its work in the journals
-        result = optimize(
+        result: Any = optimize(
             seed_candidate={name: prompt.instructions for name, prompt in pulling.parent.prompts.items()},
             trainset=[example_id for example_id, _ in pulling.rows.shown],
             valset=pulling.scored,
@@ -67,7 +67,8 @@ class Gepa:
         )
         if adapter.asked and adapter.unusable == adapter.asked:
             raise LeverError(
-                f"the proposer wrote no usable instruction in {adapter.asked} reflections; the last reply: {adapter.last!r}"
+                f"the proposer wrote no usable instruction in {adapter.asked} reflections; the last reply: "
+                f"{adapter.last!r}"
             )
         scores = result.val_aggregate_scores
         texts: Sequence[Texts] = result.candidates  # type: ignore[assignment]

@@ -1,7 +1,7 @@
 """Way "mipro": ``dspy.MIPROv2``, instructions that a proposer writes and sets of demos, by Bayesian search.
 
-DSPy's class does the search. ``prompt.candidates`` is its number of instructions and of demo sets, ``prompt.screen`` its
-minibatch, ``prompt.examples`` its validation set, cut from train; the number of trials follows from them by its own rule.
+DSPy's class does the search. ``prompt.candidates`` is its number of instructions and of demo sets, ``prompt.screen``
+its minibatch, ``prompt.examples`` its validation set, cut from train; the number of trials follows by its own rule.
 """
 
 from __future__ import annotations
