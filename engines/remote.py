@@ -56,6 +56,7 @@ class RemoteEngine:
         self.concurrency = self.settings.concurrency
         self.price = Price(model, self.settings)
         self._lm = _lm(model, self.settings)
+        _check_key(model, self._lm)
         self._reasons = _reasons(model)
         self._open = threading.BoundedSemaphore(self.concurrency)
         self._lock = threading.Lock()
@@ -65,8 +66,8 @@ class RemoteEngine:
 
     @property
     def digest(self) -> str:
-        """Identity for store keys: that it is an API, the model's name and its address."""
-        return digest_of(["api", self.remote.name, self.remote.address])
+        """Identity for store keys: that it is an API, the model's name and its address, wherever that is said."""
+        return digest_of(["api", self.remote.name, self.remote.address or self.remote.elsewhere])
 
     @property
     def version(self) -> str:
@@ -160,6 +161,26 @@ def _lm(model: RemoteModel, settings: RemoteSettings) -> dspy.LM:
     """Uncached and without retries of its own; a provider's key is found by DSPy."""
     where = {"api_base": model.address, "api_key": address_key()} if model.address else {}
     return dspy.LM(model.lm_name, cache=False, num_retries=0, timeout=settings.timeout, **where)
+
+
+def _check_key(model: RemoteModel, lm: dspy.LM) -> None:
+    """Raises UsageError where DSPy's own engine would find no key: now, not when prompts have been paid for.
+
+    LiteLLM's further providers are found out by the first request.
+    """
+    from dspy.clients.backend_selection import select_backend
+
+    selection = select_backend(lm)
+    if not selection.native or "api_key" in selection.clients:
+        return
+    router = lm15.LMRouter(lm15.RouterConfig())
+    try:
+        router.lm(f"{selection.resolution.provider}:{selection.resolution.model}")
+    except lm15.NotConfiguredError as error:
+        said = str(error).partition(", or pass")[0].partition("\n")[0].rstrip(".")
+        raise UsageError(f"{model}: {said}") from None
+    finally:
+        router.close()
 
 
 def _reasons(model: RemoteModel) -> bool:
