@@ -180,6 +180,32 @@ def test_an_empty_answer_is_the_policys_failure() -> None:
     assert (found.policy_failures, found.infrastructure_failures, found.score) == (5, 0, 0.0)
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(status=400, code="context_length_exceeded"),
+        Fault(status=400, message="This model's maximum context length is 64 tokens. However, you requested 90 tokens"),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_the_policys_failure(fault: Fault) -> None:
+    task = toy_task()
+    with ScriptedOpenAI(script, models=["org/scripted"], always=fault) as server:
+        found = evaluate(task.base_candidate(), task, opened(server), limit=5)
+        assert len(server.asked) == 5
+    assert (found.policy_failures, found.infrastructure_failures) == (5, 0)
+
+
+def test_a_setting_that_is_too_large_is_not() -> None:
+    said = "'max_tokens' is too large: 64. This model's maximum context length is 32 tokens"
+    task = toy_task()
+    fault = Fault(status=400, message=said)
+    with (
+        ScriptedOpenAI(script, models=["org/scripted"], always=fault) as server,
+        pytest.raises(InfrastructureError, match="too large: 64"),
+    ):
+        evaluate(task.base_candidate(), task, opened(server), limit=5)
+
+
 def test_a_refused_key_stops_at_once_and_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOSTED_VLLM_API_KEY", KEY)
     task, fault = toy_task(), Fault(status=401, message=f"not {KEY}")
