@@ -24,6 +24,8 @@ def seed_path() -> Path:
 
 def open_engine(model: str | Path = "seed", **options: Any) -> TransformersEngine:
     """An engine on ``seed``, a checkpoint folder or a hub name; raises UsageError if it cannot be loaded."""
+    if str(model).startswith(API):
+        raise UsageError(f"model {model}: behind an API, and no engine in this process; ask it by dspy.LM")
     if "://" in str(model):
         raise UsageError(f"model {model}: an address; a model behind an API is named {API}NAME@{model}")
     from colever.engines.transformers import TransformersEngine

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import threading
 import time
 from dataclasses import replace
@@ -37,6 +38,7 @@ from colever.types import Completion, Cost, Weights, digest_of
 REASONING_TOKENS = 16000  # the least that DSPy takes for OpenAI's reasoning models: their thinking counts
 LONGEST_WAIT = 300.0  # seconds: a server that asks for more is not waited for
 OURS = (LMAuthError, LMConfigurationError, LMBillingError, LMUnsupportedModelError)  # what only the caller can mend
+_LONG = re.compile(r"maximum (context|model) length|context (size|window)")
 logger = logging.getLogger(__name__)
 
 
@@ -52,10 +54,13 @@ class RemoteEngine:
 
     def __init__(self, model: RemoteModel, settings: RemoteSettings | None = None) -> None:
         self.remote, self.settings = model, settings or RemoteSettings()
-        self.name = f"api:{model}".replace("/", ":")  # without a slash: dspy.LM reads rules for models out of names
+        self.name = f"api:{model.name}".replace(
+            "/", ":"
+        )  # without a slash: dspy.LM reads rules for models out of names
         self.concurrency = self.settings.concurrency
         self.price = Price(model, self.settings)
         self._lm = _lm(model, self.settings)
+        _check_key(model, self._lm)
         self._reasons = _reasons(model)
         self._open = threading.BoundedSemaphore(self.concurrency)
         self._lock = threading.Lock()
@@ -65,8 +70,8 @@ class RemoteEngine:
 
     @property
     def digest(self) -> str:
-        """Identity for store keys: that it is an API, the model's name and its address."""
-        return digest_of(["api", self.remote.name, self.remote.address])
+        """Identity for store keys: that it is an API, the model's name and its address, wherever that is said."""
+        return digest_of(["api", self.remote.name, self.remote.address or self.remote.elsewhere])
 
     @property
     def version(self) -> str:
@@ -89,7 +94,7 @@ class RemoteEngine:
         recorder = current_call.get()
         if recorder is not None:
             recorder.calls += 1
-        response = self._answer(self._fitted(request))
+        response, _ = self.ask(request)
         if recorder is None:
             return response
         modules = dspy.settings.caller_modules
@@ -110,26 +115,31 @@ class RemoteEngine:
 
     # --- asking --------------------------------------------------------------------------------------
 
-    def _answer(self, request: lm15.Request) -> lm15.Response:
+    def ask(self, request: lm15.Request) -> tuple[lm15.Response, Cost]:
+        """One answer and what it cost, with the tries that came to nothing; raises what ``complete`` does."""
+        request, paid = self._fitted(request), list[Cost]()
         with self._open:
             for attempt in range(self.settings.retries + 1):
                 try:
-                    return self._once(request)
+                    return self._once(request, paid), sum(paid, Cost())
                 except LMError as error:
                     if isinstance(error, ContextWindowExceededError):
                         raise
+                    if _too_long(error):
+                        raise ContextWindowExceededError(message=_first_lines(error), model=self.remote.name) from error
                     self._give_up(error, attempt)
                     wait = _wait(error, attempt, self.settings.retry_wait)
                     logger.debug("%s: %s; again in %.1f s", self.remote, type(error).__name__, wait)
                 time.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
-    def _once(self, request: lm15.Request) -> lm15.Response:
+    def _once(self, request: lm15.Request, paid: list[Cost]) -> lm15.Response:
         """Raises LMError."""
         with dspy.context(callbacks=[], usage_tracker=None, send_stream=None, disable_history=True):
             response: lm15.Response = self._lm(request=request)
+        paid.append(self.price.cost(request, response))
         with self._lock:
-            self._cost = self._cost + self.price.cost(request, response)
+            self._cost = self._cost + paid[-1]
         if (response.provider_data or {}).get("choices") == []:
             raise LMProviderError("the answer has no choices", model=self.remote.name)
         return response
@@ -162,6 +172,26 @@ def _lm(model: RemoteModel, settings: RemoteSettings) -> dspy.LM:
     return dspy.LM(model.lm_name, cache=False, num_retries=0, timeout=settings.timeout, **where)
 
 
+def _check_key(model: RemoteModel, lm: dspy.LM) -> None:
+    """Raises UsageError where DSPy's own engine would find no key: now, not when prompts have been paid for.
+
+    LiteLLM's further providers are found out by the first request.
+    """
+    from dspy.clients.backend_selection import select_backend
+
+    selection = select_backend(lm)
+    if not selection.native or "api_key" in selection.clients:
+        return
+    router = lm15.LMRouter(lm15.RouterConfig())
+    try:
+        router.lm(f"{selection.resolution.provider}:{selection.resolution.model}")
+    except lm15.NotConfiguredError as error:
+        said = str(error).partition(", or pass")[0].partition("\n")[0].rstrip(".")
+        raise UsageError(f"{model}: {said}") from None
+    finally:
+        router.close()
+
+
 def _reasons(model: RemoteModel) -> bool:
     """Whether ``dspy.LM`` has its rules for OpenAI's reasoning models for it."""
     try:
@@ -177,6 +207,14 @@ def _wait(error: LMError, attempt: int, first: float) -> float:
     if asked is not None:
         return float(asked)
     return min(60.0, first * 2**attempt) * random.uniform(0.5, 1.0)
+
+
+def _too_long(error: LMError) -> bool:
+    """A prompt that is too long, as servers without a code for it say so. Where they say that ``max_tokens`` is too
+    large, it is the task's setting: no failure of the policy.
+    """
+    text = str(error)
+    return getattr(error, "status", None) == 400 and bool(_LONG.search(text)) and "max_" not in text
 
 
 def _broken_answer(error: LMError) -> bool:

@@ -40,6 +40,12 @@ class RemoteModel:
         return "" if self.address else self.name.partition("/")[0]
 
     @property
+    def elsewhere(self) -> str | None:
+        """Where the environment sends the provider's requests in place of its own address; it may hold a secret."""
+        prefix = self.provider.upper()
+        return next((os.environ[n] for n in (f"{prefix}_API_BASE", f"{prefix}_BASE_URL") if os.environ.get(n)), None)
+
+    @property
     def lm_name(self) -> str:
         """What ``dspy.LM`` is called with: an address is asked in the dialect that most servers share."""
         return f"hosted_vllm/{self.name}" if self.address else self.name

@@ -243,8 +243,7 @@ def _in_process(engine: Any) -> bool:
 
 
 def _priced(engine: RemoteEngine, request: lm15.Request, *, own: bool) -> Reply:
-    response = engine.complete(request)
-    cost = engine.price.cost(request, response)
+    response, cost = engine.ask(request)
     both = cost.prompt_tokens + cost.completion_tokens
     shown = cost if own else Cost(dollars=cost.dollars)
     return Reply.of(response, replace(shown, proposer_calls=1, proposer_tokens=both))

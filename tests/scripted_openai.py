@@ -32,6 +32,7 @@ class Fault:
     retry_after: float | None = None
     seconds: float = 5.0
     message: str = "scripted fault"
+    code: str | None = None
 
 
 TOO_MANY, BROKEN = Fault(status=429), Fault(status=500)
@@ -150,7 +151,9 @@ def _handler(server: ScriptedOpenAI) -> type[BaseHTTPRequestHandler]:
                 self._send(200, server.completion(body))
             elif fault.kind == "status":
                 after = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-                self._send(fault.status, {"error": {"message": fault.message, "type": "scripted"}}, after)
+                self._send(
+                    fault.status, {"error": {"message": fault.message, "type": "scripted", "code": fault.code}}, after
+                )
             elif fault.kind == "hang":
                 server.wait(fault.seconds)
                 self.close_connection = True

@@ -83,6 +83,15 @@ def test_a_name_that_is_none_is_refused_without_its_secret(name: str, said: str)
     assert "secret" not in str(caught.value)
 
 
+def test_a_key_that_is_missing_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_API_BASE", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match=r"openai/gpt-5-mini: no API key found.*Set OPENAI_API_KEY"):
+        open_proposer(ProposerSettings(model="openai/gpt-5-mini"), ToyEngine())
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-any")
+    assert open_proposer(ProposerSettings(model="openai/gpt-5-mini"), ToyEngine()) is not None
+
+
 # --- what a call counts for ------------------------------------------------------------------------
 
 

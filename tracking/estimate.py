@@ -14,7 +14,7 @@ from colever.tracking.terminal import titled
 from colever.types import Cost
 
 NOTES = (
-    "From a probe of the base and two updates. Prompts grow with demos, lengths change with training.",
+    "From a probe of the base, and of two updates where weights are trained. Prompts grow with demos, lengths change.",
     "A searched trial is taken as one round of each lever that no other trial shares.",
 )
 
