@@ -40,9 +40,7 @@ LEVELS = {
 }
 
 
-def evaluation(
-    score: float, gold: float, *, split: str = "dev", count: int = 64, read: float = 53.0
-) -> Evaluation:
+def evaluation(score: float, gold: float, *, split: str = "dev", count: int = 64, read: float = 53.0) -> Evaluation:
     """Per-example values whose means are ``score`` and ``gold`` to the nearest example."""
     right = round(gold * count)
     partial = (score * count - right) / max(1, count - right)

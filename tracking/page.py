@@ -24,7 +24,8 @@ from colever.types import Candidate
 
 IDS_SHOWN = 500  # of flipped examples, in each direction
 ROUNDS_SHOWN = 30  # of the prompt lever, with what each changed
-LINES_SHOWN = 120  # of one predictor's diff
+LINES_SHOWN, ALL_LINES = 120, 1200  # of one predictor's diff, and of that of all rounds
+LINE_SHOWN = 500  # characters of such a line
 TEXT_SHOWN = 2000  # characters of one field of a demo or of an example, of a prompt or of a completion
 # On a dark ground these would be hard to tell from it, or from the text.
 DARK = {"#8c8c8c": "#9a9a9a", "#0072b2": "#4aa8e0", "#009e73": "#2dbf93", "#262626": "#d9d9d9", "#7f3c8d": "#b57cc4"}
@@ -83,21 +84,25 @@ def _from_base(report: StudyReport) -> Mapping[str, Sequence[tuple[str, str]]]:
 
 def _pulled(report: StudyReport) -> Sequence[Mapping[str, Any]]:
     """Each prompt round in words, and what it changed; of very many, the first ones."""
+    shown = report.prompt_rounds[:ROUNDS_SHOWN]
+    most = min(LINES_SHOWN, ALL_LINES // max(1, len(shown)))
     return [
         {
             "title": f"{pulled.name}: {round_text(pulled.record)}",
-            "changes": _changes(pulled.record.parent, pulled.record.child, ("parent", pulled.name)),
+            "changes": _changes(pulled.record.parent, pulled.record.child, ("parent", pulled.name), most),
         }
-        for pulled in report.prompt_rounds[:ROUNDS_SHOWN]
+        for pulled in shown
     ]
 
 
-def _changes(before: Candidate, after: Candidate, names: tuple[str, str]) -> dict[str, list[tuple[str, str]]]:
-    """By predictor the lines of the diff with what each is; of a long one, the first lines."""
+def _changes(
+    before: Candidate, after: Candidate, names: tuple[str, str], most: int = LINES_SHOWN
+) -> dict[str, list[tuple[str, str]]]:
+    """By predictor the lines of the diff with what each is; of a long one, the first ``most`` lines."""
     found = {}
     for name, lines in changes(before.prompts, after.prompts, names).items():
-        found[name] = [(kind_of(line), brief(line)) for line in lines[:LINES_SHOWN]]
-        if (more := len(lines) - LINES_SHOWN) > 0:
+        found[name] = [(kind_of(line), cut(line, LINE_SHOWN)) for line in lines[:most]]
+        if (more := len(lines) - most) > 0:
             found[name].append(("place", f"… and {more:,} lines more: colever show prints them"))
     return found
 

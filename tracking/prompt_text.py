@@ -11,11 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from colever.samples import encodable
 from colever.tracking.rollouts import field_text
 from colever.types import PredictorPrompt
 
-LONG = 100  # characters: a longer line is compared sentence by sentence
+LONG = 80  # characters: a longer line is compared sentence by sentence
 SENTENCE = re.compile(r"(?<=[.!?;:]) +")
 Prompts = Mapping[str, PredictorPrompt]
 
@@ -27,7 +26,7 @@ def prompt_text(prompt: PredictorPrompt) -> str:
         parts.append(f"[demos: {demos_text(prompt)}]")
     for demo in prompt.demos:
         parts.append("\n".join(["[demo]", *(_field(name, value) for name, value in demo.items())]))
-    return encodable("\n\n".join(parts))
+    return "\n\n".join(parts)
 
 
 def demos_text(prompt: PredictorPrompt) -> str:
