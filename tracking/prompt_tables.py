@@ -34,12 +34,13 @@ def prompt_rounds(report: StudyReport) -> Table:
         record, notes = pulled.record, pulled.notes
         drop = "–" if notes.train is None else f"{100 * (notes.train - record.after.score):+.1f}"
         kept = "yes" if record.accepted else "no"
-        scores = [share(notes.train), share(record.after.score), drop, effect_text(pulled.change)]
-        rows.append(Row([pulled.name, notes.way or "–", *scores, kept], "" if record.accepted else "faint"))
-    columns = ["round", "way", "train", "dev", "drop", "gain on dev [95 %]", "kept"]
+        scores = [share(notes.train), share(record.after.score), drop]
+        way = notes.way.rpartition(":")[2] or "–"  # of a user's own, module:name, the name
+        cells = [pulled.name, way, *scores, kept, effect_text(pulled.change)]
+        rows.append(Row(cells, "" if record.accepted else "faint"))
+    columns = ["round", "way", "train", "dev", "drop", "kept", "gain on dev [95 %]"]
     title = "Prompt rounds: the train score that chose the child, and its dev score"
-    wrap = frozenset({"way", "gain on dev [95 %]"})
-    return Table(title, columns, rows, left=frozenset(TEXT | {"way"}), wrap=wrap)
+    return Table(title, columns, rows, left=frozenset(TEXT | {"way"}), wrap=frozenset({columns[-1]}))
 
 
 def headroom(report: StudyReport) -> Table | None:

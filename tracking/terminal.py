@@ -35,8 +35,7 @@ def _drawn(table: Table) -> rich_table.Table:
     drawn = rich_table.Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
     for column in table.columns:
         justify = "left" if column in table.left else "right"
-        whole = column not in table.wrap
-        drawn.add_column(Text(column), justify=justify, no_wrap=whole, overflow="ellipsis" if whole else "fold")  # type: ignore[arg-type]
+        drawn.add_column(Text(column), justify=justify, no_wrap=column not in table.wrap)  # type: ignore[arg-type]
     for row in table.rows:
         drawn.add_row(*map(Text, row.cells), style=STYLES[row.style])
     if table.foot:
