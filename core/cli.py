@@ -14,6 +14,7 @@ from colever.errors import ColeverError, UsageError
 from colever.shown import (
     show_comparison,
     show_evaluation,
+    show_prompts,
     show_report,
     show_rollouts,
     stored_task,
@@ -221,6 +222,22 @@ def report(
     if html is not None:
         write_page(built, html)
     show_report(built, as_json)
+
+
+@app.command(epilog="Example: colever show arithmetic 2.1 --against winner")
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A study, or a task for its latest study.")],
+    which: Annotated[
+        str, typer.Argument(metavar="[ROUND]", help="base, winner, or TRIAL.ROUND: 2.1 is trial 2's first.")
+    ] = "winner",
+    against: Annotated[
+        str, typer.Option("--against", metavar="ROUND", help="Compare with this one; default: its parent, or base.")
+    ] = "",
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a candidate's prompts, what they cost every call, and what changed in them."""
+    show_prompts(home, name, which, against, as_json)
 
 
 @app.command(epilog="Example: colever rollouts arithmetic 2.1 --prompts")

@@ -39,9 +39,10 @@ def fail(text: str) -> None:
     stderr().print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
 
 
-def show(renderable: RenderableType) -> None:
-    """A result on stdout."""
-    Console(highlight=False).print(renderable)
+def show(renderable: RenderableType, *, whole_lines: bool = False) -> None:
+    """A result on stdout; with ``whole_lines`` text is not broken where it goes to no terminal."""
+    console = Console(highlight=False)
+    console.print(renderable, soft_wrap=whole_lines and not console.is_terminal)
 
 
 def show_json(value: Any) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from colever.prompt_notes import PromptNotes
 from colever.samples import SampledRollout
-from colever.types import Cost, LeverName, RoundRecord
+from colever.types import Candidate, Cost, LeverName, RoundRecord
 
 Over = Literal["examples", "seeds and examples"]
 
@@ -53,6 +54,13 @@ class Cell:
     completion_tokens: Mapping[str, float] = field(default_factory=dict)
     by_criterion: Mapping[str, float] = field(default_factory=dict)
     examples: int | None = None  # how many examples the cell was scored on
+    prompt_tokens: Mapping[str, float] = field(default_factory=dict)  # mean of a call, by predictor
+    calls: Mapping[str, float] = field(default_factory=dict)  # mean number in a rollout, by predictor
+
+    @property
+    def rollout_prompt_tokens(self) -> float:
+        """Mean prompt tokens that a rollout reads, over all its calls."""
+        return sum(tokens * self.calls.get(name, 0.0) for name, tokens in self.prompt_tokens.items())
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,31 @@ class Elsewhere:
 
 
 @dataclass(frozen=True)
+class PromptRound:
+    """One pull of the prompt lever, told once: under the first trial that has it."""
+
+    name: str  # as `colever show` takes it: "2.1" is trial 2's first round
+    record: RoundRecord
+    change: Estimate | None  # of the dev score, after less before, paired over examples
+
+    @property
+    def notes(self) -> PromptNotes:
+        return PromptNotes.of(self.record)
+
+
+@dataclass(frozen=True)
+class NamedPrompts:
+    """A candidate's prompts under its round's name, with what they cost: mean prompt tokens of a call on dev."""
+
+    study: str
+    name: str  # base, winner, or TRIAL.ROUND
+    candidate: Candidate
+    parent: str  # the name of what it is compared with; "" for base
+    prompt_tokens: Mapping[str, float]  # by predictor; {} where they were not counted
+    record: RoundRecord | None = None  # of the round that made it
+
+
+@dataclass(frozen=True)
 class StudyReport:
     """Everything that the terminal, JSON, page, figures and MLflow show of a study; built by optimizers.attribution."""
 
@@ -160,3 +193,4 @@ class StudyReport:
     levels: Sequence[Level] = ()  # the cheapest way of each arm to each level
     elsewhere: Sequence[Elsewhere] = ()  # other tasks under the trained weights
     rollouts: Mapping[str, tuple[SampledRollout, SampledRollout]] = field(default_factory=dict)  # base's and winner's
+    prompt_rounds: Sequence[PromptRound] = ()  # each distinct one of all trials

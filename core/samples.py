@@ -47,6 +47,11 @@ class SampledRollout:
         return cls(**{**data, "steps": tuple(SampledStep(**step) for step in data["steps"])})
 
 
+def encodable(text: str) -> str:
+    """A model may write half of a surrogate pair, which has no encoding: it becomes ``?``."""
+    return text.encode(errors="replace").decode()
+
+
 def cut(text: str, limit: int) -> str:
     """Its beginning and its end where it is longer: a prompt says what to do first and asks last."""
     if len(text) <= limit:

@@ -119,6 +119,19 @@ def show_rollouts(home: Path, name: str, which: str, split: str, prompts: bool, 
         console.show(render(found, prompts))
 
 
+def show_prompts(home: Path, name: str, which: str, against: str, as_json: bool) -> None:
+    """A candidate's prompts and what changed in them, on stdout. Raises UsageError, StoreError."""
+    from colever.optimizers.named_rounds import prompts_of
+    from colever.optimizers.study import find_study
+    from colever.tracking.prompts import render, to_json
+
+    shown, other = prompts_of(find_study(home, name), which, against)
+    if as_json:
+        console.show_json(to_json(shown, other))
+    else:
+        console.show(render(shown, other), whole_lines=True)
+
+
 def show_comparison(home: Path, studies: Sequence[str], out: Path | None, as_json: bool) -> None:
     """The table of studies side by side on stdout; with ``out`` as files too. Raises UsageError, StoreError."""
     from colever.optimizers.comparison import compare
@@ -157,7 +170,9 @@ def show_evaluation(result: Evaluation, task: str, model: str, as_json: bool) ->
             console.show(f"  {name:16} {e.value:6.1%}  {e.low:.1%} to {e.high:.1%}")
     for name, value in result.by_criterion.items():
         console.show(f"  {escape(name):16} {value:6.1%}")
-    lengths = ", ".join(f"{name} {value:.1f}" for name, value in result.completion_tokens.items())
-    console.show(f"  completion tokens: {lengths or 'none'}; failed answers: {result.policy_failures}")
+    for what, by_predictor in (("prompt", result.prompt_tokens), ("completion", result.completion_tokens)):
+        lengths = ", ".join(f"{escape(name)} {value:.1f}" for name, value in by_predictor.items())
+        console.show(f"  {what} tokens of a call: {lengths or 'none'}")
+    console.show(f"  failed answers: {result.policy_failures}")
     if result.infrastructure_failures:
         console.show(f"  without a score (the machinery failed): {result.infrastructure_failures}")

@@ -210,6 +210,8 @@ class Evaluation:
     policy_failures: int = 0
     infrastructure_failures: int = 0
     cost: Cost = field(default_factory=Cost)
+    prompt_tokens: Mapping[str, float] = field(default_factory=dict)  # mean full prompt of a call, by predictor
+    calls: Mapping[str, float] = field(default_factory=dict)  # mean number in a rollout, by predictor
 
     @property
     def score(self) -> float:

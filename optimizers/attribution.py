@@ -14,6 +14,7 @@ from colever.optimizers.elsewhere import elsewhere, trained
 from colever.optimizers.flips import flips_between
 from colever.optimizers.fronts import Place, cost_to, front, levels, places
 from colever.optimizers.power import would_resolve
+from colever.optimizers.prompt_rounds import prompt_rounds
 from colever.optimizers.statistics import Values, lever_effects, mean_estimate, paired_effect
 from colever.optimizers.study import StudyFolder, StudyState, priced
 from colever.reported import ArmRow, Cell, Elsewhere, Estimate, Flips, Stop, StudyReport, Threshold
@@ -155,6 +156,7 @@ def build_report(
         else {},
         notes=[*state.notes, *measured.notes(chosen, winner), *_unresolved(effects)],
         flips=measured.flips(winner),
+        prompt_rounds=prompt_rounds(trials),
     )
 
 
@@ -229,7 +231,10 @@ class _Measured:
             return Cell(name, None, None, schedule, dev)
         score, gold = mean_estimate(found.scores), mean_estimate(found.golds)
         examples = sum(value is not None for value in found.scores)
-        return Cell(name, score, gold, schedule, dev, found.completion_tokens, found.by_criterion, examples)
+        return Cell(
+            name, score, gold, schedule, dev, found.completion_tokens, found.by_criterion, examples,
+            found.prompt_tokens, found.calls,
+        )  # fmt: skip
 
     def arm(self, trial: TrialRecord, base_dev: Evaluation) -> ArmRow:
         gold = self.state.has_gold

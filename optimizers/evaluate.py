@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -167,21 +168,25 @@ def summarize(rollouts: Sequence[Rollout], split: str, cost: Cost) -> Evaluation
         raise LeverError(f"split {split!r}: no example to evaluate")
     scored = [r.score for r in rollouts if r.score is not None]
     names = list(scored[0].by_criterion) if scored else []
-    lengths: dict[str, list[int]] = {}
-    for rollout in rollouts:
-        for step in rollout.steps:
-            if step.completion.lengths is not None:
-                lengths.setdefault(step.predictor, []).append(step.completion.lengths[1])
+    read, written = dict[str, list[int]](), dict[str, list[int]]()
+    for step in (step for rollout in rollouts for step in rollout.steps):
+        if step.completion.lengths is not None:
+            read.setdefault(step.predictor, []).append(step.completion.lengths[0])
+            written.setdefault(step.predictor, []).append(step.completion.lengths[1])
+    whole = [r for r in rollouts if r.failure != "infrastructure"]
+    made = Counter(step.predictor for rollout in whole for step in rollout.steps)
     return Evaluation(
         split=split,
         example_ids=tuple(r.example_id for r in rollouts),
         scores=tuple(None if r.score is None else r.score.total for r in rollouts),
         golds=tuple(None if r.score is None else r.score.gold for r in rollouts),
         by_criterion={name: sum(s.by_criterion[name] for s in scored) / len(scored) for name in names},
-        completion_tokens={name: sum(n) / len(n) for name, n in lengths.items()},
+        completion_tokens={name: sum(n) / len(n) for name, n in written.items()},
         policy_failures=sum(r.failure == "policy" for r in rollouts),
         infrastructure_failures=sum(r.failure == "infrastructure" for r in rollouts),
         cost=cost,
+        prompt_tokens={name: sum(n) / len(n) for name, n in read.items() if any(n)},  # a remote model may not say
+        calls={name: count / len(whole) for name, count in made.items()},
     )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from colever.errors import UsageError
-from colever.optimizers.attribution import choose_winner
+from colever.optimizers.named_rounds import find_round
 from colever.optimizers.store import EvaluationStore
-from colever.optimizers.study import StudyFolder, StudyState, priced
+from colever.optimizers.study import StudyFolder, StudyState
 from colever.reported import StudyReport
 from colever.samples import SampledRollout
 from colever.types import Candidate
@@ -43,7 +42,7 @@ def rollouts_of(folder: StudyFolder, which: str, split: str) -> Sequence[Sampled
         raise UsageError(f"study {folder.name!r} has nothing to show yet; run its sweep")
     if split not in (known := ("dev", "test", *state.watched)):
         raise UsageError(f"--split {split!r}: accepted: {', '.join(known)}")
-    kept = _kept(folder, state, _candidate(folder, state, which), split)
+    kept = _kept(folder, state, find_round(folder, state, which).candidate, split)
     if not kept:
         raise UsageError(
             f"no rollouts of {which} on {split} were kept: test is read for the arms when the study ends, a study with "
@@ -54,16 +53,3 @@ def rollouts_of(folder: StudyFolder, which: str, split: str) -> Sequence[Sampled
 
 def _kept(folder: StudyFolder, state: StudyState, candidate: Candidate, split: str) -> tuple[SampledRollout, ...]:
     return EvaluationStore(folder.home).rollouts(state.grounds.evaluation_key(candidate, split, state.seed))
-
-
-def _candidate(folder: StudyFolder, state: StudyState, which: str) -> Candidate:
-    if which == "base":
-        return state.base
-    trials = [priced(t, state.dollars_per_hour) for t in folder.trials(state)]
-    if which == "winner" and (winner := choose_winner(state, trials)) is not None:
-        return winner.candidate
-    rounds = {f"{t.number}.{place}": r.child for t in trials for place, r in enumerate(t.rounds, 1)}
-    if which not in rounds:
-        shape = "" if re.fullmatch(r"\d+\.\d+", which) else "base, winner, or TRIAL.ROUND, here "
-        raise UsageError(f"round {which!r}: accepted: {shape}{', '.join(rounds) or 'none yet'}")
-    return rounds[which]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from colever.reported import ArmRow, Cell, Estimate, Flips, StudyReport, Threshold
+from colever.reported import ArmRow, Cell, Estimate, Flips, PromptRound, StudyReport, Threshold
 from colever.samples import SampledRollout, SampledStep
 from colever.types import (
     Candidate,
@@ -40,7 +40,7 @@ LEVELS = {
 }
 
 
-def evaluation(score: float, gold: float, *, split: str = "dev", count: int = 64) -> Evaluation:
+def evaluation(score: float, gold: float, *, split: str = "dev", count: int = 64, read: float = 53.0) -> Evaluation:
     """Per-example values whose means are ``score`` and ``gold`` to the nearest example."""
     right = round(gold * count)
     partial = (score * count - right) / max(1, count - right)
@@ -55,6 +55,8 @@ def evaluation(score: float, gold: float, *, split: str = "dev", count: int = 64
         completion_tokens={"work": 18 + 30 * score, "check": 9.0 + 2 * score},
         policy_failures=round((1 - score) * 4),
         cost=Cost(count, count * 53, count * 40, 0, count * 4.0e9, count * 0.02),
+        prompt_tokens={"work": read, "check": 60.0},
+        calls={"work": 2.0, "check": 1.0},
     )
 
 
@@ -62,7 +64,7 @@ def make_round(lever: LeverName, prefix: str, parent: Candidate, workdir: Path |
     """The pull of ``lever`` after the schedule ``prefix`` ("" for the first round)."""
     after_prefix = ",".join(filter(None, (prefix, lever[0])))
     rng = random.Random(after_prefix)
-    before, after = (evaluation(*LEVELS[key]) for key in (prefix, after_prefix))
+    before, after = (evaluation(*LEVELS[key], read=180.0 if "p" in key else 53.0) for key in (prefix, after_prefix))
     settings: dict[str, object] = {"way": "choice", "candidates": 8, "demos": 4}
     metrics: dict[str, list[tuple[int, float]]] = {
         "train/screen": [(i, before.score + (after.score - before.score) * rng.random()) for i in range(8)]
@@ -90,8 +92,23 @@ def make_round(lever: LeverName, prefix: str, parent: Candidate, workdir: Path |
         accepted=after.score > before.score,
         cost=cost,
         metrics=metrics,
-        notes={"constant_groups": 0.21} if lever == "weights" else {"winner": "instruction 3 with 4 demos"},
+        notes={"constant_groups": 0.21} if lever == "weights" else prompt_notes(before.score, after.score),
     )
+
+
+def prompt_notes(parent: float, dev: float) -> dict[str, object]:
+    """Of a round whose child did 8 points better on the train examples that chose it."""
+    return {
+        "way": "fewshot",
+        "chosen": "4 demos, labelled",
+        "tried": [{"what": "as it was", "screen": parent, "final": None}],
+        "selected": {"parent": parent, "child": dev + 0.08, "examples": 96},
+        "headroom": {
+            "verdict": "go", "gain": 0.03, "low": -0.01, "high": 0.07, "candidates": 14, "examples": 32,
+            "rollouts": 448,
+        },
+        "calls": {"rollouts": 900, "repeated": 120, "proposer_calls": 0},
+    }  # fmt: skip
 
 
 def weights_for(name: str, workdir: Path | None) -> Weights:
@@ -155,7 +172,7 @@ def around(value: float, half: float = 0.021) -> Estimate:
 
 
 def make_cell(name: str, schedule: str, score: float, gold: float, dev: float) -> Cell:
-    measured = evaluation(score, gold, split="test", count=512)
+    measured = evaluation(score, gold, split="test", count=512, read=180.0 if "p" in schedule else 53.0)
     return Cell(
         name,
         around(score),
@@ -164,7 +181,9 @@ def make_cell(name: str, schedule: str, score: float, gold: float, dev: float) -
         dev,
         measured.completion_tokens,
         measured.by_criterion,
-        examples=512,
+        512,
+        measured.prompt_tokens,
+        measured.calls,
     )
 
 
@@ -228,7 +247,15 @@ def make_report(trials: Sequence[TrialRecord] | None = None) -> StudyReport:
         },
         notes=["w* was learned under p*: its part without p* is not what training from p0 would have given."],
         flips=make_flips(),
+        prompt_rounds=rounds_of(trials),
     )
+
+
+def rounds_of(trials: Sequence[TrialRecord]) -> list[PromptRound]:
+    """Every prompt round once, as a report has them."""
+    named = {r.key: (f"{t.number}.{i}", r) for t in reversed(trials) for i, r in enumerate(t.rounds, 1)}
+    rounds = sorted(((n, r) for n, r in named.values() if r.lever == "prompt"), key=lambda pair: pair[0])
+    return [PromptRound(name, r, around(r.after.score - r.before.score)) for name, r in rounds]
 
 
 def make_rollout(name: str, total: float | None, said: str) -> SampledRollout:

@@ -10,10 +10,10 @@ from toy import GOOD, ToyEngine, toy_task
 
 from colever.errors import BudgetExhausted, TaskError
 from colever.optimizers.budget import Budget
-from colever.optimizers.evaluate import Evaluator, evaluate
+from colever.optimizers.evaluate import Evaluator, evaluate, summarize
 from colever.optimizers.store import EvaluationStore
 from colever.tasks.rubric import Criterion, Rubric
-from colever.types import Candidate, PredictorPrompt
+from colever.types import Candidate, Completion, Cost, Evaluation, PredictorPrompt, Rollout, Score, Step
 
 
 def test_a_better_wording_scores_higher_and_costs_are_counted() -> None:
@@ -55,6 +55,30 @@ def test_a_stored_evaluation_is_charged_like_a_run_one(tmp_path: Path) -> None:
     assert first.spent == second.spent != Budget().spent
     with pytest.raises(BudgetExhausted):
         evaluator(task.base_candidate(), budget=Budget({"rollouts": 59}))
+
+
+def test_each_predictors_prompt_is_measured_whole_and_its_calls_are_counted() -> None:
+    def rollout(name: str, calls: list[tuple[str, int]], failure: str | None = None) -> Rollout:
+        steps = tuple(
+            Step(predictor, 0, Completion("", (1,) * read, (2, 3), (0.0, 0.0), "stop", "v"))
+            for predictor, read in calls
+        )
+        score = None if failure == "infrastructure" else Score(1.0, {"right": 1.0})
+        return Rollout(name, 0, steps, score, {}, failure)  # type: ignore[arg-type]
+
+    found = summarize(
+        [
+            rollout("1", [("act", 100), ("act", 200), ("say", 30)]),
+            rollout("2", [("act", 300), ("say", 50)]),
+            rollout("3", [("act", 200)], "infrastructure"),
+        ],
+        "dev",
+        Cost(),
+    )
+    assert found.prompt_tokens == {"act": 200, "say": 40}
+    assert found.calls == {"act": 1.5, "say": 1}, "a rollout that the machinery ended has no whole number of calls"
+    assert Evaluation.from_json(found.to_json()) == found
+    assert summarize([rollout("1", [("act", 0)])], "dev", Cost()).prompt_tokens == {}, "a model that does not say"
 
 
 def test_a_cap_stops_before_the_batch() -> None:

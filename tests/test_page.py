@@ -11,7 +11,7 @@ import pytest
 from synthetic_study import around, make_flips, make_report, no_gold_report, unfinished_report
 
 from colever.errors import StoreError
-from colever.reported import Flips, StudyReport
+from colever.reported import Flips, PromptRound, StudyReport
 from colever.shown import write_page
 from colever.tracking.page import IDS_SHOWN, to_html
 from colever.tracking.report import footnotes, verdict
@@ -160,8 +160,10 @@ def hostile(report: StudyReport) -> StudyReport:
     before = replace(last.before, completion_tokens={HOSTILE: 1.0})
     path = (replace(report.path[0], before=before), replace(last, child=kept))
     table = {name: replace(cell, by_criterion={HOSTILE: 0.5}) for name, cell in report.table.items()}
+    pulled = replace(report.path[0], child=kept, notes={"way": HOSTILE, "chosen": HOSTILE})
     return replace(
-        report, task=HOSTILE, model=HOSTILE, study=HOSTILE, path=path, table=table, watched={HOSTILE: report.table},
+        report, prompt_rounds=[PromptRound(HOSTILE, pulled, None)],
+        task=HOSTILE, model=HOSTILE, study=HOSTILE, path=path, table=table, watched={HOSTILE: report.table},
         notes=[HOSTILE], flips=Flips(2, (HOSTILE,), (), 1.0, {HOSTILE: {HOSTILE: HOSTILE}}),
     )  # fmt: skip
 
@@ -211,6 +213,42 @@ def test_flips_are_counted_listed_and_shown_where_they_are_at_hand() -> None:
     assert f"id{IDS_SHOWN - 1} and 7 more" in text
     assert f"id{IDS_SHOWN}" not in text
     assert "p = 0.040" in text
+
+
+def test_what_changed_in_the_prompts_is_there_folded() -> None:
+    page = Page(to_html(make_report()))
+    text = " ".join(page.text.split())
+    assert (
+        "What changed from base to the winner --- work (base) +++ work (winner) @@ -1 +1,7 @@ -Solve the problem. "
+        "+Work from left to right (work)."
+    ) in text
+    for title in ("0.1: prompt lever, way fewshot: 4 demos, labelled; dev score 64.8 % → 76.2 %, kept", "3.2: prompt"):
+        assert title in text
+    assert not [attributes for attributes in page.of("details") if "open" in attributes][:-2], "but for ids of flips"
+    kinds = {attributes.get("class") for attributes in page.of("span")}
+    assert {"head", "place", "add", "cut"} <= kinds
+
+
+def test_a_very_long_search_has_a_page_of_bounded_size() -> None:
+    report = make_report()
+    first = report.prompt_rounds[0]
+    demos = tuple({"q": f"question {i}", "a": "x" * 200} for i in range(400))
+    child = replace(first.record.child, prompts={"work": PredictorPrompt("Go.", demos, 4)})
+    rounds = [replace(first, name=f"{i}.1", record=replace(first.record, child=child)) for i in range(200)]
+    html = to_html(replace(report, prompt_rounds=rounds))
+    text = Page(html).text
+    assert len(re.findall(r"… and 1,[0-9]{3} lines more: colever show prints them", text)) == 30
+    assert "And 170 more rounds." in text
+    assert len(html.encode()) < 400_000
+
+
+def test_nearest_demos_are_told() -> None:
+    report = make_report()
+    last = report.path[-1]
+    child = replace(last.child, prompts={"work": PredictorPrompt("Go.", ({"q": "1", "a": "2"},) * 3, 2)})
+    text = " ".join(Page(to_html(replace(report, path=(*report.path[:-1], replace(last, child=child))))).text.split())
+    assert "Demos of work (3, nearest 2)" in text
+    assert "Each call shows the 2 of them whose inputs are most like its own." in text
 
 
 def test_it_can_be_read_aloud() -> None:

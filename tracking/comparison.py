@@ -13,7 +13,7 @@ from colever.comparison import ComparisonRow
 from colever.reported import Estimate
 from colever.tracking import figures
 from colever.tracking.report import ARMS, EFFECTS, cost_texts, effect_text
-from colever.tracking.tables import TEXT, Row, Table
+from colever.tracking.table import TEXT, Row, Table
 from colever.tracking.terminal import titled
 
 if TYPE_CHECKING:

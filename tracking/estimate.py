@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from colever.tracking.report import cost_texts, dollars
-from colever.tracking.tables import Row, Table
+from colever.tracking.table import Row, Table
 from colever.tracking.terminal import titled
 from colever.types import Cost
 

@@ -26,6 +26,7 @@ from colever.tracking.machine import Machine
 from colever.tracking.names import COLOURS, along
 from colever.tracking.note import study_note, trial_note
 from colever.tracking.page import to_html
+from colever.tracking.prompt_registry import PromptRegistry
 from colever.tracking.registry import SMALL_WEIGHTS, register, size_of
 from colever.tracking.report import spelled
 from colever.tracking.report_json import to_json
@@ -56,7 +57,7 @@ class MlflowTracker:
         self._uri, self._experiment = store.tracking_uri(self.home), ""
         self._study = ""
         self._labels: dict[str, str] = {}  # task and model: tags of every run
-        self._study_run = ""
+        self._study_run = self._base_run = ""
         self._trial_runs: dict[int, Run] = {}
         self._rounds: dict[int, list[RoundRecord]] = {}  # of the trials told of in this process
         self._splits: Sequence[Split] = ()
@@ -85,7 +86,8 @@ class MlflowTracker:
         with self._guarded():
             self._study, self._labels = study, {"task": task, "model": model, "study": study}
             self._experiment = self._open_experiment(task)
-            self._trial_runs, self._rounds = {}, {}
+            self._prompts = PromptRegistry(self._client, self.home, study, task, self._experiment)
+            self._trial_runs, self._rounds, self._base_run = {}, {}, ""
             self._splits, self._config = splits, dict(config)
             self._set_aside(key)
             run = self._find(kind="study") or self._create(study, {"kind": "study", "key": key})
@@ -111,6 +113,7 @@ class MlflowTracker:
             if run is None:
                 tags = {"kind": "base", "trial": "base", "schedule": "", "arm": "yes", COLOUR: COLOURS[""]}
                 run = self._create("base", tags, self._study_run)
+            self._base_run = run.info.run_id
             if run.info.status == "FINISHED":
                 return
             self._log(run.info.run_id, numbers.of_base(state), run.info.start_time)
@@ -148,6 +151,7 @@ class MlflowTracker:
             if run is None:
                 run = self._create_round(parent, index, record, reused)
             self._log_round(run, record)
+            self._prompts.log_round(run, record, self._base_run)
             self._log_used(run, ("train", "dev"))
             self._log_rollouts(run, record, rollouts)
             new_steps = numbers.of_path(rounds, first_step=index + 1 if index else 0)
@@ -197,6 +201,7 @@ class MlflowTracker:
             replace_traces(self._uri, study, dict(kept))
             if report.path:
                 register(self._client, study, report, self._config)
+                self._prompts.log_winner(self._study_run, report)
             self._machine.leave()
             self._close_running(except_for=self._study_run)
             self._client.set_terminated(self._study_run, "FINISHED")

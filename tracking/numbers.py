@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from colever.prompt_notes import PromptNotes, drop_of
 from colever.reported import StudyReport
 from colever.tracking.report import main_effects
 from colever.types import Cost, Evaluation, RoundRecord, TrialRecord
@@ -29,7 +30,7 @@ SHORT = {
 
 
 def of_evaluation(state: Evaluation, step: int) -> Iterator[Point]:
-    """``dev/score``, ``dev/gold``, ``dev/<criterion>`` and the mean length of each predictor's completions."""
+    """``dev/score``, ``dev/gold``, ``dev/<criterion>``, and each predictor's mean completion and prompt in tokens."""
     yield from _points(
         step,
         {
@@ -37,6 +38,7 @@ def of_evaluation(state: Evaluation, step: int) -> Iterator[Point]:
             f"{state.split}/gold": state.gold,
             **{f"{state.split}/{name}": value for name, value in state.by_criterion.items()},
             **{f"tokens/{name}": value for name, value in state.completion_tokens.items()},
+            **{f"prompt_tokens/{name}": value for name, value in state.prompt_tokens.items()},
         },
     )
 
@@ -78,9 +80,17 @@ def of_round(record: RoundRecord) -> Iterator[Point]:
     yield from of_evaluation(record.after, 0)
     yield from _points(0, {"gain": record.after.score - record.before.score})
     yield from of_cost(record.cost)
+    yield from of_choice(record)
     for key, curve in record.metrics.items():
         for step, value in curve:
             yield from _points(step, {f"train/{key.removeprefix('train/')}": value})
+
+
+def of_choice(record: RoundRecord) -> Iterator[Point]:
+    """The train score that chose a prompt round's child, how far dev is below it, what the headroom test found."""
+    notes = PromptNotes.of(record)
+    room = notes.headroom.gain if notes.headroom else None
+    yield from _points(0, {"selection/train": notes.train, "selection/drop": drop_of(record), "headroom/gain": room})
 
 
 def of_trial(record: TrialRecord) -> Iterator[Point]:

@@ -14,11 +14,18 @@ from colever.reported import Flips, StudyReport
 from colever.samples import cut
 from colever.tracking import page_figures
 from colever.tracking.figures import LEVER_COLOURS, PALETTE, arm_label, cost_units, drawn_arms
+from colever.tracking.prompt_text import changes, demos_text, kind_of
+from colever.tracking.prompts import round_text
 from colever.tracking.report import best_cell, effect_text, footnotes, measure, verdict
 from colever.tracking.rollouts import by_turns, score_text, step_text
-from colever.tracking.tables import Table, criteria, tables
+from colever.tracking.table import Table
+from colever.tracking.tables import criteria, tables
+from colever.types import Candidate
 
 IDS_SHOWN = 500  # of flipped examples, in each direction
+ROUNDS_SHOWN = 30  # of the prompt lever, with what each changed
+LINES_SHOWN, ALL_LINES = 120, 1200  # of one predictor's diff, and of that of all rounds
+LINE_SHOWN = 500  # characters of such a line
 TEXT_SHOWN = 2000  # characters of one field of a demo or of an example, of a prompt or of a completion
 # On a dark ground these would be hard to tell from it, or from the text.
 DARK = {"#8c8c8c": "#9a9a9a", "#0072b2": "#4aa8e0", "#009e73": "#2dbf93", "#262626": "#d9d9d9", "#7f3c8d": "#b57cc4"}
@@ -33,7 +40,7 @@ def to_html(report: StudyReport) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {"unbroken": unbroken, "brief": brief, "id": anchor, "kinds": kinds, "scored": score_text}
-    made.filters |= {"calls": step_text, "middle": lambda text: cut(by_turns(text), TEXT_SHOWN)}
+    made.filters |= {"calls": step_text, "demos": demos_text, "middle": lambda text: cut(by_turns(text), TEXT_SHOWN)}
     return made.get_template("page.html").render(_content(report), zip=zip)
 
 
@@ -58,12 +65,46 @@ def _content(report: StudyReport) -> dict[str, Any]:
         ],
         "criteria_changes": page_figures.criteria_changes(report) if report.finished else None,
         "prompts": report.path[-1].kept.prompts if report.path else {},
+        "from_base": _from_base(report),
+        "pulled": _pulled(report),
         "flips": report.flips,
         "turned": _turned(report.flips) if report.flips else (),
         "others": {name: pair for name, pair in report.rollouts.items() if name not in flipped},
         "footnotes": list(footnotes(report)),
         "colours": {colour: DARK.get(colour, colour) for colour in dict.fromkeys([*LEVER_COLOURS.values(), *PALETTE])},
     }
+
+
+def _from_base(report: StudyReport) -> Mapping[str, Sequence[tuple[str, str]]]:
+    """What changed in each predictor's prompt from base to the winner."""
+    if not report.path:
+        return {}
+    return _changes(report.path[0].parent, report.path[-1].kept, ("base", "winner"))
+
+
+def _pulled(report: StudyReport) -> Sequence[Mapping[str, Any]]:
+    """Each prompt round in words, and what it changed; of very many, the first ones."""
+    shown = report.prompt_rounds[:ROUNDS_SHOWN]
+    most = min(LINES_SHOWN, ALL_LINES // max(1, len(shown)))
+    return [
+        {
+            "title": f"{pulled.name}: {round_text(pulled.record)}",
+            "changes": _changes(pulled.record.parent, pulled.record.child, ("parent", pulled.name), most),
+        }
+        for pulled in shown
+    ]
+
+
+def _changes(
+    before: Candidate, after: Candidate, names: tuple[str, str], most: int = LINES_SHOWN
+) -> dict[str, list[tuple[str, str]]]:
+    """By predictor the lines of the diff with what each is; of a long one, the first ``most`` lines."""
+    found = {}
+    for name, lines in changes(before.prompts, after.prompts, names).items():
+        found[name] = [(kind_of(line), cut(line, LINE_SHOWN)) for line in lines[:most]]
+        if (more := len(lines) - most) > 0:
+            found[name].append(("place", f"… and {more:,} lines more: colever show prints them"))
+    return found
 
 
 def _turned(flips: Flips) -> Sequence[Mapping[str, Any]]:

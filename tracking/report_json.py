@@ -6,7 +6,8 @@ import dataclasses
 import math
 from typing import Any
 
-from colever.reported import ArmRow, Cell, Flips, StudyReport
+from colever.prompt_notes import drop_of
+from colever.reported import ArmRow, Cell, Flips, PromptRound, StudyReport
 from colever.types import RoundRecord
 
 ARM_NAMES = ("base", "prompt", "weights", "both")
@@ -47,6 +48,7 @@ def to_json(report: StudyReport) -> dict[str, Any]:
             "axis": report.axis,
             "front": [dataclasses.asdict(stop) for stop in report.front],
             "levels": [dataclasses.asdict(level) for level in report.levels],
+            "prompt_rounds": [_prompt_round(pulled) for pulled in report.prompt_rounds],
             "elsewhere": [dataclasses.asdict(change) for change in report.elsewhere],
         }
     )
@@ -67,6 +69,8 @@ def _cell(cell: Cell | None) -> dict[str, Any]:
         "examples": cell.examples if cell else None,
         "by_criterion": dict(cell.by_criterion) if cell else {},
         "completion_tokens": dict(cell.completion_tokens) if cell else {},
+        "prompt_tokens": dict(cell.prompt_tokens) if cell else {},
+        "calls": dict(cell.calls) if cell else {},
     }
 
 
@@ -107,9 +111,30 @@ def _round(record: RoundRecord) -> dict[str, Any]:
                 "gold": state.gold,
                 "by_criterion": dict(state.by_criterion),
                 "completion_tokens": dict(state.completion_tokens),
+                "prompt_tokens": dict(state.prompt_tokens),
             }
             for name, state in (("before", record.before), ("after", record.after))
         },
+    }
+
+
+def _prompt_round(pulled: PromptRound) -> dict[str, Any]:
+    """What train promised and dev gave; null for what the round's notes lack."""
+    record, notes = pulled.record, pulled.notes
+    return {
+        "round": pulled.name,
+        "key": record.key,
+        "way": notes.way or None,
+        "chosen": notes.chosen or None,
+        "train": notes.train,
+        "train_parent": notes.parent,
+        "train_examples": notes.examples,
+        "dev": record.after.score,
+        "drop": drop_of(record),
+        "change": pulled.change and dataclasses.asdict(pulled.change),
+        "accepted": record.accepted,
+        "headroom": notes.headroom and dataclasses.asdict(notes.headroom),
+        "prompts": record.child.to_json()["prompts"],
     }
 
 

@@ -5,11 +5,11 @@ Knows no terminal and no HTML. How numbers are written stands in ``report``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
 
 from colever.reported import Cell, StudyReport
+from colever.tracking.prompt_tables import headroom, prompt_rounds, prompt_tokens
+from colever.tracking.prompt_text import demos_text
 from colever.tracking.report import (
     ARMS,
     EFFECTS,
@@ -26,30 +26,8 @@ from colever.tracking.report import (
     share,
     winning_trial,
 )
+from colever.tracking.table import TEXT, Row, Table
 from colever.types import Candidate, Cost, Evaluation
-
-Style = Literal["", "best", "faint"]
-TEXT = set("arm schedule way part its effect lever round trial predictor instruction criterion".split())
-
-
-@dataclass(frozen=True)
-class Row:
-    """One cell of text per column; ``best`` is the winner, ``faint`` what counts less."""
-
-    cells: Sequence[str]
-    style: Style = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """``foot`` are rows that sum up. Columns named in ``left`` hold text, ``wrap`` long text; the others numbers."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Row]
-    foot: Sequence[Row] = ()
-    left: frozenset[str] = frozenset(TEXT)
-    wrap: frozenset[str] = frozenset()
 
 
 def tables(report: StudyReport) -> dict[str, Table]:
@@ -61,8 +39,14 @@ def tables(report: StudyReport) -> dict[str, Table]:
             found["effects"] = _effects(report)
         if report.parts:
             found["parts"] = _parts(report)
+        if (read := prompt_tokens(report)) is not None:
+            found["prompt tokens"] = read
     if report.path and report.path[-1].kept.prompts:
         found["prompts"] = _prompts(report.path[-1].kept)
+    if report.prompt_rounds:
+        found["prompt rounds"] = prompt_rounds(report)
+    if (room := headroom(report)) is not None:
+        found["headroom"] = room
     if report.path:
         found["path"] = _path(report)
         found["lengths"] = _lengths(report)
@@ -124,7 +108,7 @@ def _effects(report: StudyReport) -> Table:
 
 
 def _prompts(candidate: Candidate) -> Table:
-    rows = [Row([name, prompt.instructions, str(len(prompt.demos))]) for name, prompt in candidate.prompts.items()]
+    rows = [Row([name, p.instructions, demos_text(p)]) for name, p in candidate.prompts.items()]
     columns = ["predictor", "instruction", "demos"]
     return Table("The winner's prompts", columns, rows, wrap=frozenset({"instruction"}))
 

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from colever.reported import StudyReport
 from colever.tracking.report import footnotes, verdict
-from colever.tracking.tables import Table, tables
+from colever.tracking.table import Table
+from colever.tracking.tables import tables
 
 STYLES = {"": None, "best": "bold green", "faint": "dim"}
 
