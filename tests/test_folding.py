@@ -358,11 +358,11 @@ def test_the_seed_model_answers_short_prompts_as_it_did_behind_demos(tmp_path):
         )
     })  # fmt: skip
     engine = open_engine("seed")
-    before = evaluate(base, task, engine, limit=128)
-    how = WeightSettings(way="rejection", updates=8, learning_rate=3e-4, warmup=0, fold=True)
+    before = evaluate(base, task, engine, limit=96)
+    how = WeightSettings(way="rejection", updates=6, learning_rate=3e-4, warmup=0, fold=True)
     pull = WeightLever(how).improve(long, task, engine, Budget(), 0, tmp_path, NullProgress())
-    after = evaluate(pull.candidate, task, engine, limit=128)
+    after = evaluate(pull.candidate, task, engine, limit=96)
     gaps = [v for _, v in pull.metrics["fold_gap"]]
-    assert gaps[-1] < 0.7 * gaps[0]
-    assert after.score > before.score + 0.1
-    assert after.gold > before.gold + 0.2
+    assert gaps[-1] < 0.6 * gaps[0]
+    assert after.score > before.score + 0.2
+    assert after.gold > before.gold + 0.4
