@@ -98,6 +98,9 @@ class WeightSettings(Settings):
     )
     lora_rank: int = _setting(16, "of the adapter", ge=1)
     lora_alpha: int = _setting(64, "the adapter is scaled by alpha / rank", ge=1)
+    fold: bool = _setting(
+        False, "samples under the candidate's prompts and trains behind the task's own, which the child has"
+    )
     curriculum: bool = _setting(False, "rather draw examples whose last groups were not constant")
     validation: int = _setting(0, "train examples held out to stop early by; 0 = none", ge=0)
     validate_every: int = _setting(10, "updates between looks at them", ge=1)

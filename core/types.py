@@ -124,6 +124,7 @@ class Step:
     failed: bool = False  # the completion could not be parsed into the predictor's output fields
     inputs: Mapping[str, Any] = field(default_factory=dict)  # the call's fields, as JSON values
     outputs: Mapping[str, Any] = field(default_factory=dict)  # {} where it failed
+    short_ids: tuple[int, ...] = ()  # the call's prompt under other prompts, where a run was asked to keep it
 
 
 @dataclass(frozen=True)

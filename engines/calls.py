@@ -29,6 +29,8 @@ class CallRecorder:
     asked: Mapping[str, Any] = field(default_factory=dict)  # the fields of the call under way
     before: int = 0  # completions before that call: its engine adds to them, or the adapter does
     fields: dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=dict)  # by place: in and out
+    # By caller and prompt ids: the call's prompt ids under other prompts; None: nobody asked for them.
+    short_ids: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] | None = None
 
     def next_seed(self) -> int:
         """The seed of this rollout's next request: a function of ``seed_key`` and the count of earlier ones."""

@@ -215,6 +215,11 @@ class TransformersEngine:
             self._prompts[key] = ids
         return ids
 
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """What ``complete`` would read of a DSPy adapter's messages, which go through DSPy's own conversion."""
+        body = {"model": self.name, "messages": [dict(m) for m in messages]}
+        return self.render(_messages(lm15.request_from_openai_chat(body)))
+
     def _fitted(self, request: TokenRequest) -> TokenRequest:
         room = self.context - len(request.prompt_ids)
         if request.max_tokens <= room:

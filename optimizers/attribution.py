@@ -12,6 +12,7 @@ from typing import Literal
 from colever.errors import UsageError
 from colever.optimizers.elsewhere import elsewhere, trained
 from colever.optimizers.flips import flips_between
+from colever.optimizers.folding import folded_rounds
 from colever.optimizers.fronts import Place, cost_to, front, levels, places
 from colever.optimizers.power import would_resolve
 from colever.optimizers.prompt_rounds import prompt_rounds
@@ -64,12 +65,18 @@ def choose_winner(state: StudyState, trials: Sequence[TrialRecord]) -> TrialReco
     return max(ended, key=lambda t: (t.dev.score if t.dev else 0.0, -t.number), default=None)
 
 
-def parts_of(winner: Candidate, base: Candidate) -> dict[str, Candidate]:
-    """The winner's prompts and weights taken apart; w* was learned under p* where prompts came first."""
+def parts_of(winner: TrialRecord, base: Candidate) -> dict[str, Candidate]:
+    """The winner's prompts and weights taken apart; w* was learned under p* where prompts came first.
+
+    The whole alone where a round folded prompts into weights: w* then holds what prompts earned.
+    """
+    whole = winner.candidate
+    if folded_rounds(winner.rounds):
+        return {"p*,w*": whole}
     return {
-        "p*,w0": replace(winner, weights=base.weights),
-        "p0,w*": replace(base, weights=winner.weights),
-        "p*,w*": winner,
+        "p*,w0": replace(whole, weights=base.weights),
+        "p0,w*": replace(base, weights=whole.weights),
+        "p*,w*": whole,
     }
 
 
@@ -81,7 +88,7 @@ def planned(state: StudyState, base_dev: Evaluation, trials: Sequence[TrialRecor
     trials = [priced(t, state.dollars_per_hour) for t in trials]
     cells = [choice.candidate for choice in choose_arms(state.base, base_dev, trials).values()]
     winner = choose_winner(state, trials)
-    parts = list(parts_of(winner.candidate, state.base).values()) if winner else []
+    parts = list(parts_of(winner, state.base).values()) if winner else []
     arms = [t.candidate for t in _first_arms(state, trials).values()]
     best = [place.candidate for place in front(_places(state, base_dev, trials), state.axis)]
     plan = [(candidate, "test") for candidate in [*cells, *parts, *arms, *best]]
@@ -110,7 +117,7 @@ def build_report(
     chosen = choose_arms(state.base, base_dev, trials)
     winner = choose_winner(state, trials)
     path = winner.rounds if winner else ()
-    parts = parts_of(winner.candidate, state.base) if winner else {}
+    parts = parts_of(winner, state.base) if winner else {}
     final = winner.dev if winner and winner.dev else base_dev
     effects = measured.effects(chosen, _first_arms(state, trials), winner)
     gain = effects.get("gain")
@@ -296,7 +303,14 @@ class _Measured:
         if not self.state.finished:
             return ["The study is not finished: dev only. Run the same sweep command again to go on."]
         notes = []
-        if winner and len({record.lever for record in winner.rounds}) == 2:
+        folded = folded_rounds(winner.rounds) if winner else []
+        if folded:
+            which = f"round{'s' * (len(folded) > 1)} {', '.join(map(str, folded))}"
+            notes.append(
+                f"Parts: {which} of the winner folded the prompts before it into the weights, so that its prompts and "
+                "weights cannot be taken apart; the arms tell what each lever earned."
+            )
+        elif winner and len({record.lever for record in winner.rounds}) == 2:
             along = ",".join(record.lever[0] for record in winner.rounds)
             notes.append(f"Parts: the winner's weights were learned along {along}, not under the base prompts.")
         for name, choice in chosen.items():

@@ -1,18 +1,26 @@
 """When a pull has trained enough: a score on held-out examples along the updates, and the best weights kept.
 
-Knows scores and a model's trainable parameters; knows nothing of tasks, rollouts or rewards. The examples are held out
+Knows scores and a model's trainable parameters; knows nothing of rollouts or rewards. The examples are held out
 of train, never dev: dev decides whether the pull's child is kept, and a score that was chosen on it would flatter it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from colever.engines.calls import stable_seed
+from colever.errors import LeverError
 from colever.optimizers.processes import Team
 from colever.optimizers.writing import writing
+
+if TYPE_CHECKING:
+    import dspy
 
 NEVER = -1.0  # below any score
 
@@ -77,3 +85,15 @@ class EarlyStop:
 
 def _trainable(model: Any) -> dict[str, Any]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def hold_out(
+    examples: Sequence[tuple[str, dspy.Example]], count: int, seed: int
+) -> tuple[list[tuple[str, dspy.Example]], list[tuple[str, dspy.Example]]]:
+    """The examples to train on, and ``count`` drawn by ``seed`` to stop early by."""
+    if count >= len(examples) > 0:
+        raise LeverError(f"weights.validation={count}: train has {len(examples)} examples, so that none is left")
+    order = np.random.Generator(np.random.Philox(key=stable_seed(seed, "validation"))).permutation(len(examples))
+    held = set(order[:count].tolist())
+    kept = [example for i, example in enumerate(examples) if i not in held]
+    return kept, [example for i, example in enumerate(examples) if i in held]

@@ -7,7 +7,8 @@ Knows rows of token ids with advantages; knows nothing of tasks, programs or bud
 - ``_get_per_token_logps_and_entropies``: log-probabilities with every shared prompt token computed once, where that is
   less work than TRL's padded rows;
 - ``_compute_loss``: TRL's, without its collective calls, with its per-token advantages weighed by importance ratios
-  where sampler and trainer may differ; the greatest difference between the two's log-probabilities is noted;
+  where sampler and trainer may differ; the greatest difference between the two's log-probabilities is noted, or the
+  mean one where the sampler read other prompts and is meant to differ;
 - data loader, learning-rate schedule (a warm-up does not begin at 0), checkpoint folder, model card, telemetry.
 
 An update without rows changes nothing: no gradient, no optimizer state.
@@ -38,7 +39,7 @@ from colever.errors import LeverError
 from colever.optimizers import shared_prefix
 from colever.optimizers.checkpoint import seal_checkpoint
 from colever.optimizers.grpo_settings import GrpoSettings
-from colever.optimizers.importance import truncated_ratio
+from colever.optimizers.importance import tapered_ratio, truncated_ratio
 from colever.optimizers.loss_inputs import loss_inputs
 from colever.optimizers.processes import OneProcess, Team
 from colever.optimizers.trainer_loop import Enough, LoopTrainer, Touched, joined, not_finite, own_dtype, quiet
@@ -152,7 +153,8 @@ class ProgramTrainer(LoopTrainer):
         Without the wrapper and the collective calls of data-parallel training: processes may have different numbers
         of parts, or none.
         """
-        self._notes = {"loss": 0.0, "flops": 0.0, "entropy": 0.0, "logprob_gap": 0.0}
+        gap = "fold_gap" if self.settings.folded else "logprob_gap"
+        self._notes = {"loss": 0.0, "flops": 0.0, "entropy": 0.0, gap: 0.0}
         accelerator: Any = self.accelerator
         self.accelerator = OneProcess(accelerator)
         try:
@@ -196,6 +198,9 @@ class ProgramTrainer(LoopTrainer):
         means = {"entropy": float((self._entropies * mask).sum() / mask.sum().clamp(min=1))}
         if "ratio" in inputs:
             means["importance_ratio"] = float((inputs["ratio"] * mask).sum() / mask.sum().clamp(min=1))
+        if self.settings.folded and self._logps is not None:
+            apart = (inputs["sampled"] - self._logps) * mask
+            means["fold_gap"] = float(apart.sum() / mask.sum().clamp(min=1))
         seen = self._metrics["train"]
         means |= {new: seen[old][-1] for old, new in TRL_METRICS.items() if seen.get(old)}
         seen.clear()
@@ -216,7 +221,7 @@ class ProgramTrainer(LoopTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._inputs = inputs
         loss = super()._compute_loss(model, inputs)
-        if "sampled" in inputs and self._logps is not None:
+        if "sampled" in inputs and self._logps is not None and not self.settings.folded:
             gap = ((self._logps - inputs["sampled"]).abs() * inputs["completion_mask"]).max()
             self._notes["logprob_gap"] = max(self._notes.get("logprob_gap", 0.0), float(gap))
         return loss
@@ -253,7 +258,7 @@ class ProgramTrainer(LoopTrainer):
             self.computed_tokens += (shared if branches else padded).tokens
             self._logps = logps.detach()
             self._entropies = None if entropies is None else entropies.detach()
-            if self.settings.correct:
+            if self.settings.correct or self.settings.taper:
                 self._correct(self._inputs)
         return logps, entropies, aux
 
@@ -264,7 +269,8 @@ class ProgramTrainer(LoopTrainer):
         branch asks for a vLLM server; the KL penalty stays out of it in both.
         """
         assert self._logps is not None
-        inputs["ratio"] = truncated_ratio(self._logps, inputs["sampled"], inputs["completion_mask"])
+        how = self._logps, inputs["sampled"], inputs["completion_mask"]
+        inputs["ratio"] = truncated_ratio(*how) if self.settings.correct else tapered_ratio(*how, inputs["advantages"])
         inputs["advantages"] = inputs["advantages"][:, None] * inputs["ratio"]
 
     def _count(self, forward: float) -> None:

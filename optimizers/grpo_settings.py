@@ -30,6 +30,8 @@ class GrpoSettings:
     share_prefixes: bool = True
     level: str = "token"  # of importance ratios: token | sequence
     correct: bool = False  # weigh tokens by the trainer's over the sampler's probability
+    taper: bool = False  # the same, up to 1, of rows with a negative advantage alone
+    folded: bool = False  # the sampler read other prompts than those of the rows: its probabilities are not ours
 
     def part_tokens(self, device: torch.device) -> int:
         """What a pass may compute: unless told, little on a CPU, where more takes memory and gains no time."""

@@ -22,7 +22,7 @@ from colever.optimizers.dspy_settings import checked
 from colever.optimizers.lever import NullProgress, Progress, Pull
 from colever.optimizers.provider import EngineProvider, weights_home
 from colever.pipelines.copying import copy_program
-from colever.pipelines.prompts import read_prompts
+from colever.pipelines.prompts import apply_prompts, read_prompts
 from colever.tasks.rubric import Criterion, Rubric
 from colever.tasks.task import Task
 from colever.types import Candidate, Step, Weights, digest_of
@@ -80,6 +80,7 @@ class WeightTeleprompter(Teleprompter):
     ) -> dspy.Module:
         """A copy of ``student`` whose language models answer with the trained weights; ``student`` stays as it is.
 
+        With ``fold=True`` the copy has no demos: they are in its weights.
         All predictors must use one model on a Colever engine, which ends with the trained weights. ``teacher`` and
         ``valset`` are accepted because DSPy passes them on: GRPO learns from the student's own rollouts, and choosing
         by ``valset`` is left to the caller. Raises UsageError, LeverError, BudgetExhausted and what the metric raises.
@@ -105,7 +106,7 @@ class WeightTeleprompter(Teleprompter):
             )
             engine.load(pull.candidate.weights)
         self.pull = pull
-        return compiled(student, lms, engine.named.name(pull.candidate.weights))
+        return apply_prompts(compiled(student, lms, engine.named.name(pull.candidate.weights)), pull.candidate.prompts)
 
     def _task(self, student: dspy.Module, trainset: Sequence[dspy.Example], max_tokens: int) -> Task:
         if not trainset:

@@ -19,6 +19,9 @@ Departures from GRPO (arXiv:2402.03300):
   which TRL also takes of them, is left out with them.
 - With ``signal="best"`` a group's best rollouts alone are rows, with advantage 1 whatever the scaling: the loss is then
   the mean negative log-likelihood of their tokens (rejection sampling, as RAFT has it: arXiv:2304.06767).
+- With ``signal="imitate"``, for completions that were sampled behind other prompts, the rows of a constant group count
+  as its best too where none of the example's rollouts has a higher reward, and theirs is not 0: nothing says which
+  is better, but all are worth imitating.
 - Policy failures are rows like any other, with the lowest score; infrastructure failures make no row.
 """
 
@@ -34,7 +37,8 @@ from colever.types import Rollout, Step
 
 Grouping = Literal["predictor", "trajectory"]
 Scaling = Literal["group", "batch", "none"]
-Signal = Literal["advantage", "best"]
+Signal = Literal["advantage", "best", "imitate"]
+Prompts = Literal["sampled", "short"]
 GroupKey = tuple[str, str, int]  # example id, predictor, occurrence ("" and 0 where trajectories are grouped)
 
 SCALE_FLOOR = 1e-4
@@ -90,10 +94,13 @@ def training_batch(
     scaling: Scaling = "group",
     signal: Signal = "advantage",
     weighted: bool = True,
+    prompts: Prompts = "sampled",
 ) -> TrainingBatch:
     """The rows of one update from its rollouts.
 
-    Raises LeverError for a rollout of weights other than ``version``, or for a step without its token ids.
+    ``prompts`` says behind which prompt a completion is trained: the one that it was sampled from, or its step's
+    ``short_ids``. Raises LeverError for a rollout of weights other than ``version``, or for a step without its token
+    ids.
     """
     scored = [r for r in rollouts if r.score is not None]
     check_fresh(scored, version)
@@ -105,11 +112,13 @@ def training_batch(
     weights = step_weights([len(steps) for _, steps in kept]) if weighted else [1.0] * len(kept)
     weight_of = {id(rollout): weight for (rollout, _), weight in zip(kept, weights, strict=True)}
     everything = [_total(r) for r, steps in kept if steps]
+    best = _best(scored)
     rows: list[Row] = []
     constant = 0
     for key, members in groups.items():
         rewards = {id(r): _total(r) for r, _ in members}  # every trajectory once
-        if is_constant(rewards.values()):
+        worthy = signal == "imitate" and max(rewards.values()) == best[key[0]] > 0
+        if is_constant(rewards.values()) and not worthy:
             constant += 1
             continue
         mean, highest = _mean(list(rewards.values())), max(rewards.values())
@@ -117,10 +126,10 @@ def training_batch(
         for rollout, step in members:
             reward = rewards[id(rollout)]
             if signal == "advantage":
-                rows.append(_row(key, rollout, step, (reward - mean) / scale, weight_of[id(rollout)]))
+                rows.append(_row(key, rollout, step, (reward - mean) / scale, weight_of[id(rollout)], prompts))
             elif reward == highest:
-                rows.append(_row(key, rollout, step, 1.0, weight_of[id(rollout)]))
-    counted = rows if signal == "best" else [s.completion for _, steps in kept for s in steps]
+                rows.append(_row(key, rollout, step, 1.0, weight_of[id(rollout)], prompts))
+    counted = rows if signal != "advantage" else [s.completion for _, steps in kept for s in steps]
     return TrainingBatch(
         rows=tuple(rows),
         total_rows=len(counted),
@@ -136,9 +145,15 @@ def training_batch(
     )
 
 
-def _row(key: GroupKey, rollout: Rollout, step: Step, advantage: float, weight: float) -> Row:
+def _row(key: GroupKey, rollout: Rollout, step: Step, advantage: float, weight: float, prompts: Prompts) -> Row:
     c = step.completion
-    ids = c.prompt_ids, c.completion_ids, c.logprobs
+    prompt = c.prompt_ids if prompts == "sampled" else step.short_ids
+    if not prompt:
+        raise LeverError(
+            f"a call of predictor {step.predictor!r} carries no token ids of its short prompt: weights.fold needs "
+            "every prompt to be made by the adapter of the run (a program may not set one of its own)"
+        )
+    ids = prompt, c.completion_ids, c.logprobs
     return Row(key, rollout.sample, *ids, _total(rollout), advantage, weight, step.predictor)
 
 
@@ -255,6 +270,14 @@ def _scale(group: Sequence[float], everything: Sequence[float], scaling: Scaling
 def _deviation(values: Sequence[float]) -> float:
     mean = sum(values) / len(values)
     return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else 0.0
+
+
+def _best(rollouts: Iterable[Rollout]) -> dict[str, float]:
+    """The highest reward of each example."""
+    best: dict[str, float] = {}
+    for rollout in rollouts:
+        best[rollout.example_id] = max(_total(rollout), best.get(rollout.example_id, 0.0))
+    return best
 
 
 def _total(rollout: Rollout) -> float:

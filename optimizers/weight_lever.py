@@ -2,20 +2,19 @@
 
 Knows candidates, tasks, the engine and the budget; how rows are made is in ``trajectories``, how they are trained on
 in ``grpo``. Per update: examples from a shuffled epoch, G rollouts each of the program as it stands (demos included),
-one optimizer step. Everything random is a function of the seed and the update's index, so a pull that was killed goes
-on from its last checkpoint and ends with the same weights.
+one optimizer step. With ``fold`` the completions are trained behind the task's own prompts, which the child has.
+Everything random is a function of the seed and the update's index, so a pull that was killed goes on from its last
+checkpoint and ends with the same weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from colever.config import WeightSettings
 from colever.engines.calls import stable_seed
@@ -23,15 +22,16 @@ from colever.engines.lm import engine_lm
 from colever.errors import LeverError
 from colever.optimizers import curriculum
 from colever.optimizers.checkpoint import last_checkpoint
-from colever.optimizers.early_stop import EarlyStop
+from colever.optimizers.early_stop import EarlyStop, hold_out
 from colever.optimizers.evaluate import metered
+from colever.optimizers.folding import FOLD_HINT, fold_notes, prompts_to_fold_into, tokens_per_call
 from colever.optimizers.lever import Progress, Pull
 from colever.optimizers.processes import Team
 from colever.optimizers.trainable import resolved, save_weights, trainable
-from colever.optimizers.trajectories import TrainingBatch, training_batch
+from colever.optimizers.trajectories import Signal, TrainingBatch, training_batch
 from colever.pipelines.prompts import apply_prompts
 from colever.pipelines.rollout import run_rollouts
-from colever.types import Candidate, Cost, LeverName, Rollout, digest_of
+from colever.types import Candidate, Cost, LeverName, PredictorPrompt, Rollout, digest_of
 
 if TYPE_CHECKING:
     import dspy
@@ -90,7 +90,7 @@ class WeightLever:
             trainer = ProgramTrainer(
                 model,
                 engine.tokenizer,
-                trainer_settings(s, task, seed, corrects(s.importance_correction, engine)),
+                trainer_settings(s, task, seed, corrects(s.importance_correction, engine), pull.short is not None),
                 folder,
                 pull.sample,
                 pull.after_update,
@@ -110,7 +110,8 @@ class WeightLever:
             weights = Team.current().by_main(
                 lambda: save_weights(model, engine, candidate.weights, s, workdir / "weights")
             )
-        return Pull(dataclasses.replace(candidate, weights=weights), pull.curves, pull.notes())
+        child = Candidate(candidate.prompts if pull.short is None else pull.short, weights)
+        return Pull(child, pull.curves, pull.notes())
 
 
 @dataclass
@@ -136,8 +137,11 @@ class _Pull:
 
     def __post_init__(self) -> None:
         self.examples, self.held_out = hold_out(self.task.examples("train"), self.settings.validation, self.seed)
-        self.program = apply_prompts(self.task.program(), self.candidate.prompts)
         s = self.settings
+        self.program = apply_prompts(self.task.program(), self.candidate.prompts)
+        self.short = prompts_to_fold_into(self.task, self.candidate) if s.fold else None
+        self.judged = self.program if self.short is None else apply_prompts(self.task.program(), self.short)
+        self.prompt_tokens: dict[str, float] = {}
         self.lm = engine_lm(self.engine, temperature=s.temperature, max_tokens=self.task.max_tokens)
         asked = s.model_dump(mode="json", exclude=NO_MATTER)
         self.identity = digest_of([self.candidate.digest, asked, self.seed])
@@ -157,7 +161,10 @@ class _Pull:
             examples = curriculum.by_signal(self.examples, s.examples_per_update, self.seed, update, self.spent)
         else:
             examples = curriculum.in_turn(self.examples, s.examples_per_update, self.seed, update)
-        rollouts = self._roll(examples, s.group_size, s.temperature, stable_seed(self.seed, "update", update))
+        seed = stable_seed(self.seed, "update", update)
+        rollouts = self._roll(self.program, examples, s.group_size, s.temperature, seed, self.short)
+        self.prompt_tokens = tokens_per_call(rollouts) if self.short is not None else {}
+        best: Signal = "best" if self.short is None else "imitate"
         try:
             self.last = training_batch(
                 rollouts,
@@ -165,7 +172,8 @@ class _Pull:
                 grouping=s.grouping,
                 scaling=s.scale_rewards,
                 weighted=s.step_weights,
-                signal="best" if s.way == "rejection" else "advantage",
+                signal=best if s.way == "rejection" else "advantage",
+                prompts="sampled" if self.short is None else "short",
             )
         except LeverError as error:
             raise LeverError(f"update {update}: {error}") from error
@@ -174,7 +182,13 @@ class _Pull:
         return self.last
 
     def _roll(
-        self, examples: Sequence[tuple[str, dspy.Example]], samples: int, temperature: float, seed: int
+        self,
+        program: dspy.Module,
+        examples: Sequence[tuple[str, dspy.Example]],
+        samples: int,
+        temperature: float,
+        seed: int,
+        short: Mapping[str, PredictorPrompt] | None = None,
     ) -> list[Rollout]:
         """Rollouts of all processes, example by example, and their cost on the ledger of each."""
         self.budget.reserve(rollouts=len(examples) * samples)
@@ -184,7 +198,7 @@ class _Pull:
         def work() -> tuple[list[Rollout], Cost]:
             with metered(self.engine, len(share) * samples) as meter:
                 rollouts = run_rollouts(
-                    self.program,
+                    program,
                     share,
                     lm=self.lm,
                     score=self.task.score,
@@ -194,6 +208,7 @@ class _Pull:
                     max_tokens=self.task.max_tokens,
                     seed=seed,
                     split="train",
+                    short=short,
                 )
             return rollouts, meter.cost
 
@@ -204,9 +219,9 @@ class _Pull:
         return sorted((r for rollouts, _ in done for r in rollouts), key=lambda r: (place[r.example_id], r.sample))
 
     def _look(self, update: int) -> None:
-        """Score the held-out examples as an evaluation would, under the weights as they are."""
+        """Score the held-out examples as an evaluation of the child would, under the weights as they are."""
         seed = stable_seed(self.seed, "validation")
-        rollouts = self._roll(self.held_out, 1, self.task.temperature, seed)
+        rollouts = self._roll(self.judged, self.held_out, 1, self.task.temperature, seed)
         scores = [r.score.total for r in rollouts if r.score is not None]
         if self.early.look(update, sum(scores) / max(1, len(scores)), self.model):
             self.stopped = (
@@ -227,7 +242,7 @@ class _Pull:
         self.empty = 0 if batch.rows else self.empty + 1
         if self.empty < self.settings.empty_updates:
             return
-        if batch.reward >= SOLVED:
+        if batch.reward >= SOLVED and not self._never_folded():
             self.stopped = (
                 f"nothing left to learn: updates {update - self.empty + 1} to {update} were solved throughout"
             )
@@ -236,7 +251,12 @@ class _Pull:
             f"weights: all groups of the last {self.empty} updates were constant (mean reward {batch.reward:.3f}), so "
             f"nothing can be learned. Raise temperature (now {self.settings.temperature:g}) or group_size (now "
             f"{self.settings.group_size}), give the rubric partial credit, or pull the prompt lever first"
+            + (FOLD_HINT if self.short is not None else "")
         )
+
+    def _never_folded(self) -> bool:
+        """Whether this pull folds and has trained nothing so far: its child would have lost the prompts for nothing."""
+        return self.short is not None and not any(rows for _, rows in self.curves.get("trained_rows", []))
 
     def after_update(self, update: int, metrics: dict[str, float]) -> None:
         """Book an update: its curves, what training it cost, and how far the pull has come."""
@@ -249,6 +269,7 @@ class _Pull:
             "constant_share": batch.constant_share,
             "policy_failures": batch.policy_failures / max(1, batch.rollouts),
             "trained_rows": float(len(batch.rows)),
+            **self.prompt_tokens,
             **metrics,
         }
         values["seconds"] = metrics["seconds/rollouts"] + metrics["seconds/update"]
@@ -293,27 +314,18 @@ class _Pull:
         return {
             "updates": len(self.curves.get("reward", [])),
             "constant_share": constant,
-            "logprob_gap": gap,
+            **({"logprob_gap": gap} if self.short is None else {}),
+            **(fold_notes(self.short is not None, self.curves) if self.settings.fold else {}),
             "stopped": self.stopped,
             "alarms": alarms,
             **({"best_update": self.early.best_update, "validation": self.early.curve} if self.held_out else {}),
         }
 
 
-def hold_out(
-    examples: Sequence[tuple[str, dspy.Example]], count: int, seed: int
-) -> tuple[list[tuple[str, dspy.Example]], list[tuple[str, dspy.Example]]]:
-    """The examples to train on, and ``count`` drawn by ``seed`` to stop early by."""
-    if count >= len(examples) > 0:
-        raise LeverError(f"weights.validation={count}: train has {len(examples)} examples, so that none is left")
-    order = np.random.Generator(np.random.Philox(key=stable_seed(seed, "validation"))).permutation(len(examples))
-    held = set(order[:count].tolist())
-    kept = [example for i, example in enumerate(examples) if i not in held]
-    return kept, [example for i, example in enumerate(examples) if i in held]
-
-
-def trainer_settings(s: WeightSettings, task: Task, seed: int, correct: bool) -> Any:
-    """What the trainer is told, as ``GrpoSettings``; ``correct``: importance ratios are applied."""
+def trainer_settings(s: WeightSettings, task: Task, seed: int, correct: bool, folded: bool = False) -> Any:
+    """What the trainer is told, as ``GrpoSettings``; ``correct``: importance ratios are applied, where the prompts of
+    sampler and trainer are the same. ``folded``: they are not, and ratios are tapered unless a setting says otherwise.
+    """
     from colever.optimizers.grpo_settings import GrpoSettings
 
     return GrpoSettings(
@@ -330,7 +342,9 @@ def trainer_settings(s: WeightSettings, task: Task, seed: int, correct: bool) ->
         save_every=s.save_every,
         seed=seed,
         level=s.importance_sampling_level,
-        correct=correct,
+        correct=s.importance_correction == "on" if folded else correct,
+        taper=folded and s.importance_correction == "auto",
+        folded=folded,
     )
 
 

@@ -8,14 +8,19 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from colever.engines.calls import CallRecorder, current_call
+from colever.pipelines.shortening import ShortPrompts
 from colever.types import Completion
 
 
 class RolloutAdapter(dspy.ChatAdapter):
-    """Formats and parses exactly as ``dspy.ChatAdapter(use_json_adapter_fallback=False)``; one per run."""
+    """Formats and parses exactly as ``dspy.ChatAdapter(use_json_adapter_fallback=False)``; one per run.
 
-    def __init__(self) -> None:
+    ``short``: prompts under which each call is formatted a second time, for its token ids.
+    """
+
+    def __init__(self, short: ShortPrompts | None = None) -> None:
         super().__init__(use_json_adapter_fallback=False)
+        self.short = short
         self._systems: dict[Any, str] = {}
         self._demos: dict[tuple, tuple[Any, list]] = {}
 
@@ -37,9 +42,13 @@ class RolloutAdapter(dspy.ChatAdapter):
         return [dict(message) for message in known[1]]
 
     def format(self, signature: Any, demos: list, inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        messages = super().format(signature, demos, inputs)
         if (recorder := current_call.get()) is not None:
             recorder.asked, recorder.before = inputs, len(recorder.completions)
-        return super().format(signature, demos, inputs)
+            if self.short is not None:
+                again = super().format
+                self.short.keep(recorder, messages, signature, lambda *other: again(*other, inputs))
+        return messages
 
     def _call_postprocess(
         self, processed_signature: Any, original_signature: Any, outputs: list, lm: Any, lm_kwargs: dict[str, Any]

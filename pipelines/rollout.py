@@ -22,7 +22,8 @@ from colever.engines.calls import CallRecorder, current_call
 from colever.errors import ColeverError, InfrastructureError, TaskError
 from colever.pipelines.adapter import RolloutAdapter
 from colever.pipelines.copying import copy_program
-from colever.types import Rollout, Score, Step
+from colever.pipelines.shortening import ShortPrompts, short_ids
+from colever.types import PredictorPrompt, Rollout, Score, Step
 
 ScoreFunction = Callable[[dspy.Example, dspy.Prediction, Sequence[Step]], Score]
 FailFunction = Callable[[str], Score]
@@ -44,14 +45,16 @@ def run_rollouts(
     split: str = "train",
     concurrency: int = 256,
     on_done: Callable[[int], None] | None = None,
+    short: Mapping[str, PredictorPrompt] | None = None,
 ) -> list[Rollout]:
     """``samples`` rollouts of each (id, example), example by example.
 
     ``lm``: on an engine in this process every step keeps its tokens and the result does not depend on ``concurrency``
     or on the order in which threads run; with any other ``dspy.LM`` steps have words and no tokens, and an engine may
-    say how many rollouts it answers at once. ``on_done`` gets the number of rollouts done so far. Raises TaskError
-    (from ``score``, for a program without predictors, or one that fails before it ever calls a model) and
-    InfrastructureError if more than a tenth of the rollouts fail that way.
+    say how many rollouts it answers at once. ``on_done`` gets the number of rollouts done so far. ``short``: prompts by
+    predictor, under which every step keeps its call's prompt ids too (``Step.short_ids``); nothing else depends on
+    them. Raises TaskError (from ``score``, for a program without predictors, or one that fails before it ever calls a
+    model) and InfrastructureError if more than a tenth of the rollouts fail that way.
     """
     attempts = [
         Attempt(program, example_id, example, sample, temperature)
@@ -60,7 +63,7 @@ def run_rollouts(
     ]
     return run_attempts(
         attempts, lm=lm, score=score, fail=fail, max_tokens=max_tokens, seed=seed, split=split,
-        concurrency=concurrency, on_done=on_done,
+        concurrency=concurrency, on_done=on_done, short=short,
     )  # fmt: skip
 
 
@@ -86,6 +89,7 @@ def run_attempts(
     split: str = "train",
     concurrency: int = 256,
     on_done: Callable[[int], None] | None = None,
+    short: Mapping[str, PredictorPrompt] | None = None,
 ) -> list[Rollout]:
     """Rollouts of several programs together; see ``run_rollouts``, which is this for one program."""
     if any(not attempt.program.named_predictors() for attempt in attempts[:1]):
@@ -94,8 +98,9 @@ def run_attempts(
         )
     if not attempts:
         return []
+    kept = ShortPrompts(short, lm.engine.prompt_ids) if short is not None and hasattr(lm.engine, "prompt_ids") else None
     settings = {
-        "adapter": RolloutAdapter(),
+        "adapter": RolloutAdapter(kept),
         "disable_history": True,
         "track_usage": False,
         "trace": None,
@@ -194,7 +199,8 @@ class _OneRollout:
         """Raises TaskError and whatever else must stop the run; everything else becomes an outcome."""
         lm = self.lms[job.attempt.temperature]
         program = copy_program(job.attempt.program, lm)
-        recorder = CallRecorder(job.seed_key, order=job.place, session=session, program=program)
+        short = None if self.settings["adapter"].short is None else dict[Any, Any]()
+        recorder = CallRecorder(job.seed_key, order=job.place, session=session, program=program, short_ids=short)
         token = current_call.set(recorder)
         try:
             with dspy.context(lm=lm, **self.settings):
@@ -257,7 +263,8 @@ def _steps(program: dspy.Module, recorder: CallRecorder) -> tuple[Step, ...]:
         name = names.get(id(module), "")  # "": a predictor that the program makes as it runs
         asked, said = recorder.fields.get(place, ({}, {}))
         failed = place in recorder.unparsed
-        steps.append(Step(name, counts.get(name, 0), completion, failed, plain(asked), plain(said)))
+        short = short_ids(recorder, module, name, completion)
+        steps.append(Step(name, counts.get(name, 0), completion, failed, plain(asked), plain(said), short))
         counts[name] = counts.get(name, 0) + 1
     return tuple(steps)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from colever.optimizers.attribution import build_report, choose_arms, choose_winner, planned, thresholds
+from colever.optimizers.attribution import build_report, choose_arms, choose_winner, parts_of, planned, thresholds
 from colever.optimizers.evaluate import Grounds
 from colever.optimizers.flips import flips_between, mcnemar
 from colever.optimizers.study import StudyState
@@ -189,6 +189,23 @@ def test_parts_take_the_winner_apart_and_are_planned_once() -> None:
     assert (winner.prompts["solve"].instructions, "base") in apart
     assert ("Solve.", winner.weights.digest) in apart
     assert sum(split == "far" for _, split in plan) == 4
+
+
+def test_a_round_that_folded_prompts_leaves_no_parts() -> None:
+    records = Records()
+    trials = four(records)
+    rounds = trials[2].rounds
+    folded = replace(rounds[1], child=replace(rounds[1].child, prompts=BASE.prompts), notes={"folded": True})
+    winner = replace(trials[2], rounds=(rounds[0], folded), candidate=folded.child)
+    records.tests[winner.candidate.digest] = records._of(0.9, "test")
+    trials[2] = winner
+    report = build_report(records.state(), trials, records)
+    assert set(report.parts) == {"p*,w*"}
+    assert any(note.startswith("Parts: round 2 of the winner folded") for note in report.notes)
+    assert not any("not under the base prompts" in note for note in report.notes)
+    assert report.effects["gain"].value == pytest.approx(0.4)
+    refused = replace(winner, rounds=(rounds[0], replace(folded, accepted=False)))
+    assert set(parts_of(refused, BASE)) == {"p*,w*", "p*,w0", "p0,w*"}
 
 
 def test_flips_are_the_examples_that_the_winner_turned_on_test() -> None:

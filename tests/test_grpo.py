@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from colever.errors import LeverError
 from colever.optimizers.checkpoint import last_checkpoint
 from colever.optimizers.grpo import ProgramTrainer
 from colever.optimizers.grpo_settings import GrpoSettings, rate
-from colever.optimizers.importance import CAP, corrects
+from colever.optimizers.importance import CAP, corrects, tapered_ratio
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
 
 LOSSES = ["dapo", "grpo", "dr_grpo", "bnpo", "cispo"]
@@ -200,6 +201,59 @@ def test_the_importance_correction_equals_stock_trls(moved, tokenizer, tmp_path,
     how = {"loss": loss, "level": level, "max_tokens": max_tokens, "beta": beta, "correct": True}
     ours = trainer(moved, tokenizer, tmp_path / "ours", make_batch(rows), **how)
     assert_same(gradients(moved, ours), expected)
+
+
+def test_a_tapered_ratio_spares_what_the_trainer_hardly_says_and_leaves_what_it_should_say():
+    known = torch.tensor([[0.2, 0.5, 0.9], [0.2, 0.5, 0.9]]).log().requires_grad_()
+    sampled = torch.tensor([[0.8, 0.25, 0.9], [0.8, 0.25, 0.9]]).log()
+    mask, advantages = torch.tensor([[1, 1, 0], [1, 1, 0]]), torch.tensor([0.5, -0.5])
+    ratio = tapered_ratio(known, sampled, mask, advantages)
+    assert torch.allclose(ratio, torch.tensor([[1.0, 1.0, 1.0], [0.25, 1.0, 1.0]]))
+    assert not ratio.requires_grad
+
+
+@pytest.mark.parametrize(("max_tokens", "beta"), [(4096, 0.0), (120, 0.1)])
+@pytest.mark.parametrize("loss", ["dapo", "dr_grpo", "cispo"])
+def test_tapered_gradients_are_those_of_advantages_weighed_token_by_token(
+    moved, tokenizer, tmp_path, loss, max_tokens, beta
+):
+    """What a row adds is linear in its advantage: a token may stand as a row of its own behind what came before."""
+    rows = sampled_elsewhere(moved, tokenizer, tmp_path / "0", make_rows(), 0.8)
+    t = trainer(copy.deepcopy(moved), tokenizer, tmp_path / "logps", make_batch(rows))
+    known = stock_logprobs(t, t.model, stock_inputs(rows))
+    t.release()
+    apart = []
+    for row, logps in zip(rows, known.tolist(), strict=True):
+        for n, (token, sampled) in enumerate(zip(row.completion_ids, row.logprobs, strict=True)):
+            ratio = min(1.0, math.exp(logps[n] - sampled)) if row.advantage < 0 else 1.0
+            apart.append(
+                dataclasses.replace(
+                    row,
+                    prompt_ids=row.prompt_ids + row.completion_ids[:n],
+                    completion_ids=(token,),
+                    logprobs=(sampled,),
+                    advantage=row.advantage * ratio,
+                )
+            )
+    divisors = make_batch(rows)
+    batch = dataclasses.replace(make_batch(apart), total_rows=divisors.total_rows)
+    how = {"loss": loss, "max_tokens": max_tokens, "beta": beta}
+    expected = gradients(m := copy.deepcopy(moved), trainer(m, tokenizer, tmp_path / "apart", batch, **how))
+    ours = trainer(moved, tokenizer, tmp_path / "ours", divisors, taper=True, folded=True, **how)
+    loss_, grads = gradients(moved, ours)
+    assert_same((loss_, grads), expected)
+    assert 0.5 < ours._notes["importance_ratio"] < 1
+    assert "logprob_gap" not in ours._notes
+
+
+def test_the_fold_gap_is_the_mean_of_how_much_likelier_the_sampler_was(model, tokenizer, tmp_path):
+    rows = sampled_elsewhere(model, tokenizer, tmp_path / "0", make_rows(), 0.0)
+    rows = [dataclasses.replace(r, logprobs=tuple(p + 0.3 for p in r.logprobs)) for r in rows]
+    for max_tokens in (4096, 60):
+        t = trainer(m := copy.deepcopy(model), tokenizer, tmp_path / f"{max_tokens}", make_batch(rows), folded=True,
+                    max_tokens=max_tokens)  # fmt: skip
+        gradients(m, t)
+        assert t._notes["fold_gap"] == pytest.approx(0.3, abs=1e-5)
 
 
 def test_without_correction_the_samplers_numbers_change_nothing(model, tokenizer, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -39,6 +40,39 @@ def test_every_group_shares_one_example():
     assert {r.group[0] for r in batch.rows} == set("abc")
     for e in "abc":
         assert sum(r.advantage for r in batch.rows if r.group[0] == e) == pytest.approx(0)
+
+
+def with_short(made: Rollout, *ids: int) -> Rollout:
+    return replace(made, steps=tuple(replace(s, short_ids=ids) for s in made.steps))
+
+
+def test_a_completion_may_be_trained_behind_the_short_prompt():
+    rollouts = [with_short(rollout("a", i, t), 7, 8) for i, t in enumerate([1.0, 0.0])]
+    sampled = training_batch(rollouts, version="v1")
+    short = training_batch(rollouts, version="v1", prompts="short")
+    assert [r.prompt_ids for r in sampled.rows] == [(1, 2, 3)] * 2
+    assert [r.prompt_ids for r in short.rows] == [(7, 8)] * 2
+    assert [replace(r, prompt_ids=()) for r in short.rows] == [replace(r, prompt_ids=()) for r in sampled.rows]
+    with pytest.raises(LeverError, match="short prompt"):
+        training_batch([rollout("a", 0, 1.0), rollout("a", 1, 0.0)], version="v1", prompts="short")
+
+
+def test_imitation_takes_groups_that_are_all_right_and_none_that_is_all_wrong():
+    totals = {"a": [1.0, 0.0], "b": [1.0, 1.0], "c": [0.0, 0.0], "d": [0.5, 0.5]}
+    rollouts = [rollout(e, i, t) for e, found in totals.items() for i, t in enumerate(found)]
+    best = training_batch(rollouts, version="v1", signal="best")
+    imitated = training_batch(rollouts, version="v1", signal="imitate")
+    assert [(r.group[0], r.sample) for r in best.rows] == [("a", 0)]
+    assert [(r.group[0], r.sample) for r in imitated.rows] == [("a", 0), ("b", 0), ("b", 1), ("d", 0), ("d", 1)]
+    assert (best.constant_groups, imitated.constant_groups) == (3, 1)
+    assert (imitated.total_rows, imitated.total_tokens) == (5, 10)
+
+
+def test_imitation_leaves_out_a_call_that_only_a_worse_rollout_made():
+    twice = (("solve", 0), ("solve", 1))
+    rollouts = [rollout("a", 0, 1.0), rollout("a", 1, 0.5, twice)]
+    batch = training_batch(rollouts, version="v1", signal="imitate")
+    assert [(r.group, r.sample) for r in batch.rows] == [(("a", "solve", 0), 0)]
 
 
 @pytest.mark.parametrize("scaling", ["group", "batch", "none"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Style = Literal["", "best", "faint"]
-TEXT = {"arm", "schedule", "part", "its", "effect", "lever", "round", "trial", "predictor", "instruction", "criterion"}
+TEXT = set("arm schedule way part its effect lever round trial predictor instruction criterion".split())
 
 
 @dataclass(frozen=True)

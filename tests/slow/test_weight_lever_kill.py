@@ -27,9 +27,11 @@ import test_weight_lever
 test_weight_lever.NullProgress = Say
 from test_predictor_adapters import pair_task
 
-task = pair_task() if {adapters!r} == "per_predictor" else None
-how = settings(updates=6, peft={peft!r}, adapters={adapters!r}, save_every=1)
-pull = improve(open_engine({model!r}), Path(sys.argv[1]), how, task)
+from test_folding import lengthened
+
+task = pair_task() if {adapters!r} == "per_predictor" else test_weight_lever.make_task()
+how = settings(updates=6, peft={peft!r}, adapters={adapters!r}, save_every=1, fold={fold!r})
+pull = improve(open_engine({model!r}), Path(sys.argv[1]), how, task, parent=lengthened(task) if {fold!r} else None)
 values = {{name: curve for name, curve in pull.metrics.items() if not name.startswith("seconds")}}
 print(json.dumps([pull.candidate.weights.digest, values, dict(pull.notes)]), flush=True)
 """
@@ -41,11 +43,15 @@ def start(script: str, workdir: Path) -> subprocess.Popen:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("peft", "adapters"), [("none", "shared"), ("lora", "shared"), ("dora", "shared"), ("lora", "per_predictor")]
-)
-def test_killed_pull_ends_as_the_whole_one(tiny_checkpoint, tmp_path, peft, adapters):
+    ("peft", "adapters", "fold"),
+    [
+        ("none", "shared", False), ("lora", "shared", False), ("dora", "shared", False),
+        ("lora", "per_predictor", False), ("none", "shared", True),
+    ],
+)  # fmt: skip
+def test_killed_pull_ends_as_the_whole_one(tiny_checkpoint, tmp_path, peft, adapters, fold):
     tests = str(Path(__file__).parents[1])
-    script = CHILD.format(tests=tests, model=str(tiny_checkpoint), peft=peft, adapters=adapters)
+    script = CHILD.format(tests=tests, model=str(tiny_checkpoint), peft=peft, adapters=adapters, fold=fold)
     whole = start(script, tmp_path / "whole").communicate()[0].splitlines()[-1]
     for after, delay in ((1, 0.0), (2, 0.05), (1, 0.15)):  # updates seen, then seconds
         process = start(script, tmp_path / "cut")
