@@ -76,12 +76,11 @@ def show_nearest(predictor: dspy.Predict, k: int) -> None:
     if k == nearest_of(predictor):
         return
     if not isinstance(predictor, NearestPredict):
-        kind = type(predictor)
-        own = {"__module__": kind.__module__}
-        showing: Any = (
-            NearestPredict if kind is dspy.Predict else type(kind)(kind.__name__, (NearestPredict, kind), own)
-        )  # type: ignore[misc]
-        predictor.__class__ = showing
+        kind, made = type(predictor), NearestPredict
+        if kind is not dspy.Predict:
+            metaclass: Any = type(kind)
+            made = metaclass(kind.__name__, (NearestPredict, kind), {"__module__": kind.__module__})
+        predictor.__class__ = made
     predictor.nearest = k  # type: ignore[attr-defined]
     predictor.index()  # type: ignore[attr-defined]  # once, for all copies
 
