@@ -1,13 +1,16 @@
 """Ways of pulling the prompt lever against the same DSPy optimizers used alone, on one engine.
 
-    python benchmarks/prompt_levers.py [--tasks arithmetic lookup routing] [--ways fewshot knn] [--repeats 1]
+    python benchmarks/prompt_levers.py [--tasks arithmetic lookup routing] [--ways fewshot knn] [--curves FILE.png]
 
 *ours*: one pull of the way with its default settings. *alone*: the DSPy class with the same numbers of candidates and
 demos on the same train examples, in DSPy's own loop on the same engine, at the number of threads that evaluates
 fastest here (tried first). Both get the task's base prompts, and what they choose is read on test once, with the
 task's own decoding. ``fewshot`` is BootstrapFewShotWithRandomSearch and ``knn`` KNNFewShot, which bootstraps anew at
-every call: its cost on test is told too. ``instructions`` and ``choice`` have no counterpart in DSPy: for them DSPy's
-random search stands there. Seconds are those of the search; scores have 95 % intervals over test examples.
+every call: its cost on test is told too. ``instructions`` has no optimizer in DSPy: its peer is the loop that a DSPy
+user writes, ``dspy.Evaluate`` over every wording. ``choice`` has none either: DSPy's random search stands there.
+Seconds are those of the search; scores have 95 % intervals over test examples. ``--curves`` pulls every way at several
+sizes and draws score against rollouts. Ways that need a proposer are not here: the proposers that tests use are
+scripted, and nothing about quality follows from them.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from colever.optimizers.evaluate import measure, metered
 from colever.optimizers.lever import NullProgress
 from colever.optimizers.prompt_lever import PromptLever, train_rows
 from colever.optimizers.statistics import mean_estimate, paired_effect
-from colever.pipelines.prompts import read_prompts
+from colever.pipelines.prompts import apply_prompts, read_prompts
 from colever.tasks.load import BUNDLED, load_task
 from colever.tasks.task import Task
 from colever.types import Candidate, PredictorPrompt
@@ -98,12 +101,12 @@ def quiet() -> Any:
         yield
 
 
-def ours(task: Task, engine: Any, way: str, seed: int) -> tuple[Candidate, dict[str, Any]]:
+def ours(task: Task, engine: Any, way: str, seed: int, **settings: int) -> tuple[Candidate, dict[str, Any]]:
     """One pull as a study makes it."""
     budget = Budget()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        pull = PromptLever(PromptSettings(way=way)).improve(
+        pull = PromptLever(PromptSettings(way=way, **settings)).improve(
             task.base_candidate(), task, engine, budget, seed, Path(folder), NullProgress()
         )
         seconds = time.perf_counter() - started
@@ -141,6 +144,32 @@ def alone_random_search(task: Task, engine: Any, seed: int, threads: int) -> tup
     }
     found = {"seconds": seconds, "calls": counter.calls, "threads": threads, "tflops": spent.flops / 1e12}
     return Candidate(prompts), found
+
+
+def alone_loop(task: Task, engine: Any, seed: int, threads: int) -> tuple[Candidate, dict[str, Any]]:
+    """Every wording alone on the same examples with ``dspy.Evaluate``; the best of each, if together they are better."""
+    rows = train_rows(PromptSettings(way="instructions"), task, random.Random(seed))
+    lm, base = engine_lm(engine, temperature=task.temperature, max_tokens=task.max_tokens), task.base_candidate()
+    counter = CountedProgram(task)
+    evaluate = dspy.Evaluate(
+        devset=[e for _, e in rows.scored], metric=Counted(task), num_threads=threads, max_errors=MANY
+    )
+
+    def score(prompts: Any) -> float:
+        return float(evaluate(apply_prompts(counter.wrapped(), prompts)).score)
+
+    started, before, together = time.perf_counter(), engine.meter, dict(base.prompts)
+    with quiet(), dspy.context(lm=lm):
+        first = best = score(base.prompts)
+        for name, texts in task.instructions.items():
+            alone = {text: score({**base.prompts, name: PredictorPrompt(text)}) for text in texts}
+            text = max(alone, key=lambda t: alone[t])
+            if alone[text] > first:
+                together[name] = PredictorPrompt(text)
+        best = score(together)
+    spent = engine.meter - before
+    found = {"seconds": time.perf_counter() - started, "calls": counter.calls, "threads": threads}
+    return (Candidate(together) if best > first else base), found | {"tflops": spent.flops / 1e12}
 
 
 def alone_knn(task: Task, engine: Any, seed: int, threads: int) -> tuple[list[float], dict[str, Any]]:
@@ -198,12 +227,13 @@ def compare(task: Task, engine: Any, way: str, seed: int, threads: int, peers: d
     """One way and its peer on one task."""
     candidate, found = ours(task, engine, way, seed)
     scores, reading = on_test(task, engine, candidate)
-    peer = "knn" if way == "knn" else "fewshot"
+    peer = way if way in ("knn", "instructions") else "fewshot"
     if peer not in peers:
         if peer == "knn":
             peers[peer] = alone_knn(task, engine, seed, threads)
         else:
-            made, cost = alone_random_search(task, engine, seed, threads)
+            alone = alone_loop if peer == "instructions" else alone_random_search
+            made, cost = alone(task, engine, seed, threads)
             read, took = on_test(task, engine, made)
             peers[peer] = read, cost | took
     theirs, cost = peers[peer]
@@ -216,13 +246,66 @@ def compare(task: Task, engine: Any, way: str, seed: int, threads: int, peers: d
     }
 
 
+SIZES: dict[str, list[dict[str, int]]] = {
+    "instructions": [{"screen": n, "examples": 3 * n} for n in (4, 8, 16, 32)],
+    "fewshot": [{"candidates": n, "examples": m} for n, m in ((2, 24), (4, 48), (8, 96), (16, 96))],
+    "knn": [{"demos": n, "examples": m} for n, m in ((2, 24), (4, 48), (8, 96), (16, 96))],
+    "choice": [{"candidates": n, "screen": m, "examples": 3 * m} for n, m in ((2, 8), (6, 16), (12, 32), (24, 32))],
+}
+
+
+def curves(task: Task, engine: Any, ways: list[str], seed: int) -> dict[str, list[dict[str, float]]]:
+    """Per way, pulls of growing size: rollouts, and score on test with its interval."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for way in ways:
+        for settings in SIZES[way]:
+            candidate, cost = ours(task, engine, way, seed, **settings)
+            scores, _ = on_test(task, engine, candidate)
+            row = said(scores, {"rollouts": cost["calls"], "seconds": cost["seconds"]})
+            found.setdefault(way, []).append(row)
+            print(f"  {task.name} {way:12} {settings}: {row['score']:.1%} after {row['rollouts']} rollouts")
+            sys.stdout.flush()
+    return found
+
+
+def draw(table: dict[str, Any], path: Path) -> None:
+    """Score on test against rollouts of the search, a panel for each task."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(table), figsize=(4 * len(table), 3.4), sharey=True, squeeze=False)
+    for axis, (name, found) in zip(axes[0], table.items(), strict=True):
+        axis.axhline(100 * found["base"], color="0.6", linewidth=1, linestyle=":")
+        for way, rows in found["ways"].items():
+            x, y = [r["rollouts"] for r in rows], [100 * r["score"] for r in rows]
+            low, high = ([100 * abs(r[k] - r["score"]) for r in rows] for k in ("low", "high"))
+            axis.errorbar(x, y, yerr=[low, high], marker="o", markersize=3, capsize=2, linewidth=1.2, label=way)
+        axis.set(title=name, xscale="log", xlabel="rollouts of the search")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("rubric score on test, %")
+    axes[0][-1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(BUNDLED), choices=list(BUNDLED))
     parser.add_argument("--ways", nargs="+", default=["fewshot", "knn", "instructions", "choice"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--curves", type=Path, metavar="FILE", help="draw score against rollouts instead")
     given = parser.parse_args()
-    engine, table = open_engine("seed"), {}
+    engine, table = open_engine("seed"), dict[str, Any]()
+    if given.curves is not None:
+        for name in given.tasks:
+            task = replace(load_task(name), gold=None)
+            base, _ = on_test(task, engine, task.base_candidate())
+            table[name] = {"base": sum(base) / len(base), "ways": curves(task, engine, given.ways, given.seed)}
+        draw(table, given.curves)
+        print(json.dumps(table))
+        return
     for name in given.tasks:
         task = replace(load_task(name), gold=None)
         lm = engine_lm(engine, temperature=task.temperature, max_tokens=task.max_tokens)
