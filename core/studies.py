@@ -130,13 +130,16 @@ def run_study(config: SweepConfig, home: Path, workers: int = 1) -> StudyReport:
 
 
 def open_study(config: SweepConfig) -> tuple[Any, Any]:
-    """(task, engine); the task first: a wrong name fails before a model is loaded."""
+    """(task, engine); the task first: a wrong name fails before a model is loaded. A proposer must be there, too."""
     from colever.tasks.load import load_task
 
     task = load_task(config.task)
     from colever.engines.lm import open_policy
+    from colever.optimizers.proposer import open_proposer
 
-    return task, open_policy(config.model, config.remote, **config.engine.model_dump())
+    engine = open_policy(config.model, config.remote, **config.engine.model_dump())
+    open_proposer(config.proposer, engine)
+    return task, engine
 
 
 @contextmanager

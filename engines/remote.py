@@ -28,7 +28,7 @@ from dspy.utils.exceptions import (
     is_retryable_lm_error,
 )
 
-from colever.config import RemoteSettings
+from colever.config import API, RemoteSettings
 from colever.engines.calls import current_call
 from colever.engines.price import Price
 from colever.engines.remote_model import RemoteModel, address_key, without_keys
@@ -54,9 +54,7 @@ class RemoteEngine:
 
     def __init__(self, model: RemoteModel, settings: RemoteSettings | None = None) -> None:
         self.remote, self.settings = model, settings or RemoteSettings()
-        self.name = f"api:{model.name}".replace(
-            "/", ":"
-        )  # without a slash: dspy.LM reads rules for models out of names
+        self.name = f"{API}{model.name.replace('/', ':')}"  # dspy.LM reads a model's rules out of what follows a slash
         self.concurrency = self.settings.concurrency
         self.price = Price(model, self.settings)
         self._lm = _lm(model, self.settings)
@@ -123,10 +121,6 @@ class RemoteEngine:
                 try:
                     return self._once(request, paid), sum(paid, Cost())
                 except LMError as error:
-                    if isinstance(error, ContextWindowExceededError):
-                        raise
-                    if _too_long(error):
-                        raise ContextWindowExceededError(message=_first_lines(error), model=self.remote.name) from error
                     self._give_up(error, attempt)
                     wait = _wait(error, attempt, self.settings.retry_wait)
                     logger.debug("%s: %s; again in %.1f s", self.remote, type(error).__name__, wait)
@@ -147,6 +141,8 @@ class RemoteEngine:
     def _give_up(self, error: LMError, attempt: int) -> None:
         """Raise, for good, what another try would not mend; return where one may."""
         said = without_keys(_first_lines(error))
+        if isinstance(error, ContextWindowExceededError) or _too_long(error):
+            raise ContextWindowExceededError(message=said, model=self.remote.name) from None
         if isinstance(error, OURS) or getattr(error, "status", None) in (401, 403, 404):
             raise UsageError(f"{self.remote}: {said}") from None
         wait = getattr(error, "retry_after", None) or 0.0

@@ -7,6 +7,7 @@ run on it. Replies come from a function of the messages or from a list, used up 
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ class ScriptedOpenAI:
         return ["\n".join(str(m["content"]) for m in body["messages"]) for body in self.asked]
 
     def __enter__(self) -> ScriptedOpenAI:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
@@ -121,6 +122,13 @@ class ScriptedOpenAI:
             return self.script(messages)
         with self._lock:
             return self._replies.pop(0)
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Quiet about clients that have gone: they do so after a time-out."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler(server: ScriptedOpenAI) -> type[BaseHTTPRequestHandler]:
