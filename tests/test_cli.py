@@ -73,7 +73,8 @@ def one_line(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "tasks", "eval", "optimize", "sweep", "report", "ui", "doctor", "seed", "seed build", "seed info"]
+    "command",
+    ["", "tasks", "eval", "optimize", "sweep", "report", "show", "ui", "doctor", "seed", "seed build", "seed info"],
 )
 def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
     status, out, _ = run(*command.split(), "--help")
@@ -115,6 +116,7 @@ def test_tasks_are_listed(run: Run) -> None:
         (["optimize", "arithmetic", "--schedule", "p,x"], "accepted: p and w"),
         (["sweep", "arithmetic", "--config", "gone.yaml"], "gone.yaml"),
         (["report", "nope", "--home", "gone"], "no study and no task"),
+        (["show", "nope", "--home", "gone"], "no study and no task"),
         (["eval", "arithmetic", "--no-such-flag"], "no-such-flag"),
         (["nonsense"], "nonsense"),
     ],

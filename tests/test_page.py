@@ -219,7 +219,7 @@ def test_what_changed_in_the_prompts_is_there_folded() -> None:
     page = Page(to_html(make_report()))
     text = " ".join(page.text.split())
     assert (
-        "What changed from base to the winner --- work (base) +++ work (winner) @@ -1 +1,7 @@ -Solve the problem. "
+        "What changed from base to the winner --- work (base) +++ work (winner) @@ -1 +1,6 @@ -Solve the problem. "
         "+Work from left to right (work)."
     ) in text
     for title in ("0.1: prompt lever, way fewshot: 4 demos, labelled; dev score 64.8 % → 76.2 %, kept", "3.2: prompt"):

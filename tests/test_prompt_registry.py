@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from test_mlflow_tracker import STUDY, TASK, artifact, home, runs_of, start, tel
 
 from colever.tracking import store
 from colever.tracking.mlflow_tracker import MlflowTracker
+from colever.tracking.prompt_registry import PromptRegistry
 from colever.types import Candidate, PredictorPrompt, RoundRecord, TrialRecord
 
 
@@ -58,7 +60,7 @@ def test_a_version_for_each_text_however_often_it_is_told(told: Path) -> None:
     assert {prompt.name for prompt in client(told).search_prompts()} == {"arithmetic.work", "arithmetic.check"}
     base, child = versions(told, "arithmetic.work")
     assert base.template == "Solve the problem."
-    assert child.template == "Work from left to right (work).\n\n[demos: 1]\n\n[demo]\nq: 1 + 1\na: 2"
+    assert child.template == "Work from left to right (work).\n\n[demos: 1]\n\n    q: 1 + 1\n    a: 2"
     assert client(told).search_registered_models(filter_string=f"name = '{TASK}'"), "the winner has a name of its own"
 
 
@@ -92,7 +94,7 @@ def test_a_prompt_round_has_its_prompts_and_what_changed_as_files(told: Path) ->
     assert lines[:5] == [
         "--- work (parent)",
         "+++ work (0.1)",
-        "@@ -1 +1,7 @@",
+        "@@ -1 +1,6 @@",
         "-Solve the problem.",
         "+Work from left to right (work).",
     ]
@@ -144,6 +146,22 @@ def test_another_winner_takes_the_alias(home: Path) -> None:  # noqa: F811
     tracker.study_finished(replace(report, path=(declined,), winner="p"))
     found = client(home).load_prompt(f"prompts:/arithmetic.work@winner-{STUDY}")
     assert found.template == "Solve the problem.", "its parent was kept"
+
+
+def test_two_workers_make_one_version(home: Path) -> None:  # noqa: F811
+    tracker = MlflowTracker(home)
+    start(tracker)
+    runs = []
+    for number in range(4):
+        tracker.trial_started(number, "p", {})
+        tracker.round_finished(number, 0, make_round("weights", "", Candidate({})), False)
+        runs.append(runs_of(home, kind="round", trial=str(number))[0])
+    record, experiment = make_round("prompt", "", BASE), runs[0].info.experiment_id
+    registries = [PromptRegistry(client(home), home, STUDY, TASK, experiment) for _ in runs]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda pair: pair[0].log_round(pair[1], record), zip(registries, runs, strict=True)))
+    assert next(version.tags["round"] for version in versions(home, "arithmetic.work")) == "base"
+    assert len(versions(home, "arithmetic.work")) == len(versions(home, "arithmetic.check")) == 2
 
 
 def test_a_round_that_was_not_kept_has_a_version_that_says_so(home: Path) -> None:  # noqa: F811

@@ -11,7 +11,7 @@ DEMOS = ({"q": "1 + 1", "a": 2, "why": "count\nagain"}, {"q": "2 + 2", "a": 4})
 def test_instruction_demos_and_how_many_a_call_shows() -> None:
     assert prompt_text(PredictorPrompt("Add.\nBriefly.")) == "Add.\nBriefly."
     assert prompt_text(PredictorPrompt("Add.", DEMOS, 1)) == (
-        "Add.\n\n[demos: 2, nearest 1]\n\n[demo]\nq: 1 + 1\na: 2\nwhy: count\n  again\n\n[demo]\nq: 2 + 2\na: 4"
+        "Add.\n\n[demos: 2, nearest 1]\n\n    q: 1 + 1\n    a: 2\n    why: count\n      again\n\n    q: 2 + 2\n    a: 4"
     )
     assert [demos_text(PredictorPrompt("", DEMOS, k)) for k in (0, 1)] == ["2", "2, nearest 1"]
 
@@ -21,7 +21,7 @@ def test_a_demo_more_changes_no_other() -> None:
     lines = changes(before, after, ("base", "0.1"))["solve"]
     assert [line for line in lines if kind_of(line) == "cut"] == ["-[demos: 1]"]
     assert [line for line in lines if kind_of(line) == "add"] == [
-        "+[demos: 2]", "+", "+[demo]", "+q: 1 + 1", "+a: 2", "+why: count", "+  again",
+        "+[demos: 2]", "+", "+    q: 1 + 1", "+    a: 2", "+    why: count", "+      again",
     ]  # fmt: skip
     assert lines[:2] == ["--- solve (base)", "+++ solve (0.1)"]
 

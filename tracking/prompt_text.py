@@ -20,12 +20,14 @@ Prompts = Mapping[str, PredictorPrompt]
 
 
 def prompt_text(prompt: PredictorPrompt) -> str:
-    """The instruction, then each demo with its fields; demos have no numbers, so that one more changes no other."""
+    """The instruction, then each demo's fields as a block that Markdown, in which MLflow shows it, leaves as it is.
+
+    Demos have no numbers, so that one more changes no other.
+    """
     parts = [prompt.instructions]
     if prompt.demos:
         parts.append(f"[demos: {demos_text(prompt)}]")
-    for demo in prompt.demos:
-        parts.append("\n".join(["[demo]", *(_field(name, value) for name, value in demo.items())]))
+    parts += ["\n".join(_field(name, value) for name, value in demo.items()) for demo in prompt.demos]
     return "\n\n".join(parts)
 
 
@@ -88,5 +90,5 @@ def _lines(prompt: PredictorPrompt | None) -> Sequence[str]:
 
 
 def _field(name: str, value: Any) -> str:
-    """Further lines are indented: they are the field's, not the next one."""
-    return f"{name}: " + field_text(value).replace("\n", "\n  ")
+    """Further lines are indented more: they are the field's, not the next one."""
+    return f"    {name}: " + field_text(value).replace("\n", "\n      ")
