@@ -147,7 +147,7 @@ def alone_random_search(task: Task, engine: Any, seed: int, threads: int) -> tup
 
 
 def alone_loop(task: Task, engine: Any, seed: int, threads: int) -> tuple[Candidate, dict[str, Any]]:
-    """Every wording alone on the same examples with ``dspy.Evaluate``; the best of each, if together they are better."""
+    """Every wording alone on the same examples with ``dspy.Evaluate``; the best of each, if together better."""
     rows = train_rows(PromptSettings(way="instructions"), task, random.Random(seed))
     lm, base = engine_lm(engine, temperature=task.temperature, max_tokens=task.max_tokens), task.base_candidate()
     counter = CountedProgram(task)

@@ -21,7 +21,7 @@ from colever.errors import ColeverError, TaskError, UsageError
 from colever.optimizers.budget import Budget
 from colever.optimizers.headroom import Headroom, headroom, wanted
 from colever.optimizers.lever import Progress, Pull
-from colever.optimizers.rehearsal import Rehearsal, distinct_rows
+from colever.optimizers.rehearsal import Rehearsal, RunAhead, distinct_rows
 from colever.optimizers.ways import way_of
 from colever.optimizers.ways.bootstrap import ONE_ERROR
 from colever.optimizers.ways.way import Calls, Found, Pulling, TrainRows
@@ -101,7 +101,9 @@ class PromptLever:
         with _swallowed_nothing(rehearsal, proposer), _quietly(workdir / "optimizer.log"):
             tested = self._headroom(pulling)
             stands = Found(candidate.prompts, f"no headroom: {tested.said}" if tested else "as it was")
-            with dspy.context(lm=rehearsal.stand_in(), trace=None, callbacks=[], max_errors=ONE_ERROR):
+            with dspy.context(
+                lm=rehearsal.stand_in(), trace=None, callbacks=[RunAhead(rehearsal)], max_errors=ONE_ERROR
+            ):
                 found = stands if tested and not tested.go else self.way.search(pulling)
             scores = self._compare(pulling, found)
         if scores["child"] < scores["parent"]:

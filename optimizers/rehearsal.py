@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
+from dspy.utils.callback import BaseCallback
 
 from colever.engines.session import Gatherer
 from colever.errors import BudgetExhausted, InfrastructureError, LeverError
@@ -143,7 +144,8 @@ class Rehearsal:
         def forward(self: dspy.Module, *args: Any, **kwargs: Any) -> dspy.Prediction:
             return rehearsal._perform(self, kwargs)
 
-        name = {"forward": forward, "__module__": original.__module__, "__qualname__": original.__qualname__}
+        name: dict[str, Any] = {"forward": forward, _REHEARSED: self}
+        name |= {"__module__": original.__module__, "__qualname__": original.__qualname__}
         program.__class__ = type(original)(original.__name__, (original,), name)  # type: ignore[misc]
         return program
 
@@ -195,6 +197,14 @@ class Rehearsal:
         asks = [_Ask(p, digests[id(p)], example_id, 0, self.task.temperature) for p, example_id in pairs]
         return self._answer(asks)
 
+    def run_ahead(self, program: dspy.Module, examples: Sequence[dspy.Example]) -> None:
+        """Run what a student is about to be asked; examples that are none of train's are left to the call."""
+        found = [self._ask_for(program, example.inputs()) for example in examples]
+        with self._lock:
+            missing = [ask for ask in found if ask is not None and ask.key not in self._done]
+        if missing:
+            self._gatherer.request(missing)
+
     def mean(self, prompts: Prompts, examples: Sequence[str]) -> float:
         """The mean score on these examples."""
         return sum(r.total for r in self.run(prompts, examples)) / len(examples)
@@ -211,22 +221,29 @@ class Rehearsal:
     # --- one call -----------------------------------------------------------------------------------
 
     def _perform(self, program: dspy.Module, inputs: Mapping[str, Any]) -> dspy.Prediction:
-        example_id = self._by_inputs.get(_inputs_key(inputs))
-        if example_id is None:
+        ask = self._ask_for(program, inputs)
+        if ask is None:
             raise self._fatal(
                 LeverError(f"the optimizer ran the program on inputs that no train example has: {str(inputs)[:200]}")
             )
-        lm = next((p.lm for p in program.predictors() if p.lm is not None), None) or dspy.settings.lm
-        kwargs = getattr(lm, "kwargs", {})
-        temperature = float(kwargs.get("temperature") or 0.0)
-        sample = int(kwargs.get("rollout_id") or 0) if temperature > 0 else 0
-        prompts = self.prompts_of(program)
-        [rehearsed] = self._answer([_Ask(prompts, Candidate(prompts).digest, example_id, sample, temperature)])
+        [rehearsed] = self._answer([ask])
         if (trace := dspy.settings.trace) is not None:
             trace.extend(self.trace_of(program, rehearsed))
         prediction = dspy.Prediction(**rehearsed.outputs)
         object.__setattr__(prediction, _REHEARSED, rehearsed)
         return prediction
+
+    def _ask_for(self, program: dspy.Module, inputs: Mapping[str, Any]) -> _Ask | None:
+        """What a call of the program with these inputs asks for; None where no train example has them."""
+        example_id = self._by_inputs.get(_inputs_key(inputs))
+        if example_id is None:
+            return None
+        lm = next((p.lm for p in program.predictors() if p.lm is not None), None) or dspy.settings.lm
+        kwargs = getattr(lm, "kwargs", {})
+        temperature = float(kwargs.get("temperature") or 0.0)
+        sample = int(kwargs.get("rollout_id") or 0) if temperature > 0 else 0
+        prompts = self.prompts_of(program)
+        return _Ask(prompts, Candidate(prompts).digest, example_id, sample, temperature)
 
     def _answer(self, asks: Sequence[_Ask]) -> list[Rehearsed]:
         """From memory, or run; what several ask for at once is run once."""
@@ -305,6 +322,21 @@ class Rehearsal:
     def _shows(self, program: dspy.Module, name: str, demo: Mapping[str, Any]) -> bool:
         signature = dict(program.named_predictors())[name].signature
         return any(f in demo for f in signature.input_fields) and any(f in demo for f in signature.output_fields)
+
+
+class RunAhead(BaseCallback):
+    """Told by DSPy of an evaluation that begins: a student's is run as one batch, whatever the threads do then.
+
+    What fails is kept in ``failed`` and raised by the first call.
+    """
+
+    def __init__(self, rehearsal: Rehearsal) -> None:
+        self._rehearsal = rehearsal
+
+    def on_evaluate_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        program, rows = inputs.get("program"), inputs.get("devset") or instance.devset
+        if getattr(type(program), _REHEARSED, None) is self._rehearsal and self._rehearsal.failed is None:
+            self._rehearsal.run_ahead(program, rows)
 
 
 class _NotAsked:
