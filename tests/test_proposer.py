@@ -12,9 +12,10 @@ import dspy
 import pytest
 from dspy.utils.exceptions import LMError
 from scripted_openai import BROKEN, EMPTY, HANG, MALFORMED, NO_CHOICES, TOO_MANY, Fault, ScriptedOpenAI
-from toy import ToyEngine
+from toy import ToyEngine, right, toy_task
 
 from colever.config import ProposerSettings
+from colever.engines.lm import engine_lm
 from colever.errors import BudgetExhausted, InfrastructureError, StoreError, UsageError
 from colever.optimizers.budget import Budget
 from colever.optimizers.proposer import counted, open_proposer
@@ -195,6 +196,24 @@ def test_a_pull_that_is_run_again_asks_nothing_twice_and_costs_the_same(tmp_path
     assert third == "reply 3"
     assert (budget.spent.proposer_calls, budget.spent.dollars) == (4, pytest.approx(4e-6))
     assert len(journal.read_text().splitlines()) == 4
+
+
+def test_dspys_copro_goes_on_from_the_journal(tmp_path: Path) -> None:
+    wrote = "[[ ## proposed_instruction ## ]]\nWork in steps and then answer.\n\n[[ ## completed ## ]]"
+    prefix = "\n\n[[ ## proposed_prefix_for_output_field ## ]]\nAnswer:\n\n[[ ##"
+    task, told = toy_task(), []
+    for _ in range(2):
+        with ScriptedOpenAI(lambda messages: wrote.replace("\n\n[[ ##", prefix)) as server:
+            lm = opened(server, tmp_path / "journal", budget := Budget(), input_price=1.0)
+            with dspy.context(lm=engine_lm(ToyEngine())):
+                optimizer = dspy.COPRO(prompt_model=lm, metric=right, breadth=4, depth=2, init_temperature=1.2)
+                evaluation = {"num_threads": 1, "display_progress": False}
+                made = optimizer.compile(task.program(), trainset=task.train[:20], eval_kwargs=evaluation)
+        told.append((made.solve.signature.instructions, budget.spent, len(server.asked)))
+    (words, spent, asked), (again, charged, none) = told
+    assert words == again == "Work in steps and then answer."
+    assert spent == charged
+    assert (asked, none) == (spent.proposer_calls, 0)
 
 
 def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:
