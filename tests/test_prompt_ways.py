@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,11 +185,18 @@ def test_it_finds_the_wording_that_helps(way: str, server: ScriptedOpenAI, tmp_p
 
 def test_simba_has_rules_written_where_rollouts_differ(server: ScriptedOpenAI, tmp_path: Path) -> None:
     class Wavering(ToyEngine):
-        """Right in half of the calls."""
+        """Right on a question every other time that it is asked."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked, self.turn = Counter[str](), threading.Lock()
 
         def complete(self, request: Any) -> Any:
-            self.skill = 1.0 if self.calls % 2 else -1.0
-            return super().complete(request)
+            question = str(request.messages[-1])
+            with self.turn:
+                self.asked[question] += 1
+                self.skill = 1.0 if self.asked[question] % 2 else -1.0
+                return super().complete(request)
 
     budget = Budget()
     made = pull(lever_of("simba", server, demos=0, screen=12, steps=3), tmp_path, Wavering(), budget)
