@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -36,10 +36,13 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _exponents(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML 1.1 reads 1e2 as text: in a field of numbers it is one, and elsewhere (a study's name) it is not."""
-        numeric = cls.model_fields[str(info.field_name)].annotation in (int, float)
-        return float(value) if numeric and isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML 1.1 reads 1e2 as text, and on and off as booleans: here they are what the field takes."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and get_origin(kind) is Literal:
+            return "on" if value else "off"
+        numeric = kind in (int, float) and isinstance(value, str) and _EXPONENT.fullmatch(value)
+        return float(value) if numeric else value
 
 
 def _setting(default: Any, description: str, **bounds: Any) -> Any:

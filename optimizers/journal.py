@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from colever.errors import StoreError
+
+T = TypeVar("T")
 
 
 class Journal:
@@ -19,9 +21,10 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
 
-    def read(self) -> list[dict[str, Any]]:
-        """All entries, oldest first. Raises StoreError for a file that cannot be read or is no journal."""
+    def read(self, of: Callable[[dict[str, Any]], T]) -> list[T]:
+        """``of`` every entry, oldest first. Raises StoreError for a file that cannot be read or is no such journal."""
         if not self.path.exists():
             return []
         try:
@@ -29,8 +32,8 @@ class Journal:
             whole, _, torn = data.rpartition(b"\n")
             if torn:
                 os.truncate(self.path, len(data) - len(torn))
-            return [json.loads(line) for line in whole.split(b"\n") if line]
-        except (OSError, ValueError) as error:
+            return [of(json.loads(line)) for line in whole.split(b"\n") if line]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(
                 f"{self.path} cannot be read ({error}); delete it to run this pull from its start"
             ) from error
@@ -39,6 +42,6 @@ class Journal:
         """Add it. Raises StoreError where the disk takes no more."""
         try:
             with self.path.open("ab") as file:
-                file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+                file.write(json.dumps(entry).encode() + b"\n")
         except OSError as error:
             raise StoreError(f"{self.path} cannot be written: {error}") from error

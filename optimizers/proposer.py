@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ from colever.config import ProposerSettings
 from colever.engines.calls import current_call, stable_seed
 from colever.engines.remote import RemoteEngine
 from colever.engines.remote_model import remote_model, without_keys
-from colever.errors import ColeverError, InfrastructureError, StoreError
+from colever.errors import ColeverError, InfrastructureError
+from colever.optimizers.journal import Journal
 from colever.types import Cost, digest_of
 
 if TYPE_CHECKING:
@@ -109,55 +110,16 @@ class Reply:
     @classmethod
     def of(cls, response: lm15.Response, cost: Cost) -> Reply:
         text = "".join(p.text for p in response.message.parts if isinstance(p, lm15.TextPart))
-        return cls(text, response.finish_reason, response.model, cost)
+        return cls(text.encode("utf-8", "replace").decode(), response.finish_reason, response.model, cost)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Reply:
+        return cls(**{**data, "cost": Cost(**data["cost"])})
 
     def response(self) -> lm15.Response:
         message = lm15.Message.assistant([lm15.TextPart(self.text)])
         usage = lm15.Usage(total_tokens=self.cost.proposer_tokens)
         return lm15.Response(id=None, model=self.model, message=message, finish_reason=self.finish_reason, usage=usage)
-
-
-class Journal:
-    """Replies in a file of JSON lines, read when opened, then appended to one by one. Knows no models.
-
-    A last line that a kill cut short is dropped; any other that cannot be read raises StoreError.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._replies: dict[str, Reply] = {}
-        whole = 0
-        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-            if not line.endswith(b"\n"):
-                break
-            self._read(line)
-            whole += len(line)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
-                file.truncate(whole)
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
-
-    def _read(self, line: bytes) -> None:
-        try:
-            data = json.loads(line)
-            self._replies[data["key"]] = Reply(**{**data["reply"], "cost": Cost(**data["reply"]["cost"])})
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{self._path}: a line is no reply of a proposer: {error}; delete it") from error
-
-    def get(self, key: str) -> Reply | None:
-        return self._replies.get(key)
-
-    def put(self, key: str, reply: Reply) -> None:
-        """Keep it. Raises StoreError if it cannot be written."""
-        self._replies[key] = reply
-        line = json.dumps({"key": key, "reply": asdict(reply)}, ensure_ascii=True) + "\n"
-        try:
-            with self._path.open("ab") as file:
-                file.write(line.encode())
-        except OSError as error:
-            raise StoreError(f"{self._path}: cannot be written: {error.strerror}") from error
 
 
 class CountedEngine:
@@ -173,6 +135,7 @@ class CountedEngine:
         self.empty = 0
         self._ask, self._local = _way_to_ask(lm, policy), _in_process(getattr(lm, "engine", None))
         self._budget, self._journal, self._seed = budget, Journal(journal), seed
+        self._replies = dict(self._journal.read(lambda entry: (entry["key"], Reply.from_json(entry["reply"]))))
         self._asked: Counter[str] = Counter()
         self._open = 0
         self._lock = threading.RLock()
@@ -181,7 +144,7 @@ class CountedEngine:
         """An answer from the journal or from the model. Raises ``failed``."""
         try:
             key = self._begin(request)
-            reply = self._journal.get(key) or self._new(key, request)
+            reply = self._replies.get(key) or self._new(key, request)
         except Exception as error:
             with self._lock:
                 self.failed = self.failed or _fatal(error)
@@ -214,7 +177,8 @@ class CountedEngine:
         finally:
             current_call.reset(token)
         with self._lock:
-            self._journal.put(key, reply)
+            self._replies[key] = reply
+            self._journal.write({"key": key, "reply": asdict(reply)})
         return reply
 
     def stream(self, request: lm15.Request) -> Any:

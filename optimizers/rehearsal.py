@@ -118,14 +118,13 @@ class Rehearsal:
         self._fields = {n: list(p.signature.fields) for n, p in task.program().named_predictors()}
         self._lock = threading.Lock()
         self._gatherer: Any = Gatherer(self._run_batch, SETTLE, settle=True)  # type: ignore[arg-type]
-        workdir.mkdir(parents=True, exist_ok=True)
         self._journal = Journal(workdir / "rollouts.jsonl")
         self._done: dict[str, Rehearsed] = {}
         self._used: set[str] = set()
-        self._owed: dict[str, dict[str, Any]] = {}  # of an earlier process, by rollout: its batch, not charged yet
-        for entry in self._journal.read():
-            self._done |= _rollouts_of(entry)
-            self._owed |= dict.fromkeys(entry["rollouts"], entry)
+        self._owed: dict[str, tuple[Cost, tuple[str, ...]]] = {}  # of an earlier process, by rollout: its batch's
+        for batch, cost in self._journal.read(lambda entry: (_rollouts_of(entry), Cost(**entry["cost"]))):
+            self._done |= batch
+            self._owed |= dict.fromkeys(batch, (cost, tuple(batch)))
 
     @property
     def distinct(self) -> int:
@@ -262,16 +261,16 @@ class Rehearsal:
     def _pay(self, keys: Sequence[str]) -> None:
         """Charge what an earlier process had run, batch by batch, when the search comes to it: as without a kill."""
         for key in keys:
-            if (entry := self._owed.get(key)) is None:
+            if (owed := self._owed.get(key)) is None:
                 continue
-            cost = Cost(**entry["cost"])
+            cost, batch = owed
             try:
                 self.budget.reserve(rollouts=cost.rollouts)
             except BudgetExhausted as error:
                 self.failed = error
                 raise
             self.budget.charge(cost)
-            for paid in entry["rollouts"]:
+            for paid in batch:
                 self._owed.pop(paid, None)
 
     def _run_batch(self, requests: Sequence[Sequence[_Ask]]) -> list[Any]:

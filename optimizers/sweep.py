@@ -147,6 +147,8 @@ class _Run:
             self.state = self._state()
             if not config.trainable:
                 self._note(f"{UNTRAINABLE}.")
+            if line := space.left_out(config):
+                self._note(line)
             if not self.state.trials and (alone or self._manifest() is None):  # it goes on: its first command made it
                 self.folder.write_manifest(manifest(config, self.evaluator.grounds))
             self.folder.write(self.state)
