@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/colever sweep arithmetic
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow tests/slow

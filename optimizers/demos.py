@@ -12,7 +12,7 @@ from typing import Any
 
 import dspy
 
-from colever.optimizers.rehearsal import Rehearsed
+from colever.optimizers.rehearsed import Rehearsed
 
 Demo = Mapping[str, Any]
 Demos = dict[str, list[Demo]]  # predictor → demos, no two alike

@@ -28,9 +28,10 @@ from colever.optimizers.budget import Budget
 from colever.optimizers.evaluate import metered, run_together
 from colever.optimizers.journal import Journal
 from colever.optimizers.lever import NullProgress, Progress
+from colever.optimizers.rehearsed import Rehearsed
 from colever.pipelines.prompts import apply_prompts, read_prompts
 from colever.pipelines.rollout import plain
-from colever.types import Candidate, Cost, PredictorPrompt, Rollout, Score, digest_of
+from colever.types import Candidate, Cost, PredictorPrompt, digest_of
 
 if TYPE_CHECKING:
     from colever.engines.transformers import TransformersEngine
@@ -41,39 +42,6 @@ SETTLE = 0.01  # seconds without a further call after which a batch is run
 AGAIN = 2  # times that a rollout without a score is tried once more
 _REHEARSED = "_colever_rehearsed"  # a private attribute: no field of the prediction
 Prompts = Mapping[str, PredictorPrompt]
-
-
-@dataclass(frozen=True)
-class Rehearsed:
-    """One rollout in the form that a journal keeps: what the optimizer may know of it, as JSON values."""
-
-    example_id: str
-    outputs: Mapping[str, Any]
-    calls: tuple[tuple[str, Mapping[str, Any], Mapping[str, Any], bool, str], ...]  # predictor, in, out, failed, text
-    total: float
-    by_criterion: Mapping[str, float]
-    feedback: str
-    failure: str | None
-    reason: str
-
-    @classmethod
-    def of(cls, rollout: Rollout) -> Rehearsed:
-        score = rollout.score
-        assert score is not None
-        calls = tuple((s.predictor, s.inputs, s.outputs, s.failed, s.completion.text) for s in rollout.steps)
-        return cls(
-            rollout.example_id, rollout.outputs, calls, score.total, score.by_criterion, score.feedback,
-            rollout.failure, rollout.reason,
-        )  # fmt: skip
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Rehearsed:
-        return cls(**{**data, "calls": tuple(tuple(call) for call in data["calls"])})
-
-    @property
-    def score(self) -> Score:
-        """Without gold."""
-        return Score(self.total, self.by_criterion, self.feedback)
 
 
 @dataclass(frozen=True)

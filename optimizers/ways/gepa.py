@@ -22,7 +22,7 @@ from gepa import EvaluationBatch, optimize
 
 from colever.config import PromptSettings
 from colever.errors import LeverError, UsageError
-from colever.optimizers.rehearsal import Rehearsed
+from colever.optimizers.rehearsed import Rehearsed
 from colever.optimizers.ways.way import Calls, Found, Prompts, Pulling, TrainRows
 from colever.tasks.task import Task
 from colever.types import Candidate
