@@ -58,7 +58,8 @@ class PromptLever:
                 "instructions, fewshot, knn"
             )
         if proposer is not None and (self.way.needs_proposer or self._tests_headroom):
-            written = {"model": proposer.model, **{k: proposer.kwargs.get(k) for k in ("temperature", "max_tokens")}}
+            kept = {key: proposer.kwargs.get(key) for key in ("temperature", "max_tokens")}
+            written = {"model": proposer.model, "digest": getattr(proposer.engine, "digest", None), **kept}
             self.settings = WrittenSettings(**settings.model_dump(), proposer=written)
 
     def planned(self, candidate: Candidate, task: Task) -> int:

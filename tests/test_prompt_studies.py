@@ -68,6 +68,9 @@ def test_another_proposer_is_another_round(server: ScriptedOpenAI, tmp_path: Pat
     warm = warm.model_copy(update={"proposer": warm.proposer.model_copy(update={"temperature": 0.3})})
     run(warm, tmp_path)
     assert len(list(RoundStore(tmp_path).folder.glob("*/record.json"))) == 2
+    with ScriptedOpenAI(written) as elsewhere:  # of the same name at another address
+        run(configured(elsewhere, study="three"), tmp_path)
+    assert len(list(RoundStore(tmp_path).folder.glob("*/record.json"))) == 3
 
 
 def test_a_pull_whose_proposer_fails_is_recorded_as_failed(tmp_path: Path) -> None:
