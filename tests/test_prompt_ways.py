@@ -14,11 +14,12 @@ import dspy
 import pytest
 from conformance import LeverConformance
 from scripted_openai import Messages, ScriptedOpenAI
+from small_disk import small_disk
 from toy import BAD, GOOD, ToyEngine, toy_task
 
 from colever.config import PROMPT_WAYS, WRITTEN_WAYS, PromptSettings, ProposerSettings
 from colever.engines.lm import engine_lm
-from colever.errors import BudgetExhausted, InfrastructureError, LeverError, TaskError, UsageError
+from colever.errors import BudgetExhausted, InfrastructureError, LeverError, StoreError, TaskError, UsageError
 from colever.optimizers.budget import Budget
 from colever.optimizers.evaluate import evaluate
 from colever.optimizers.lever import NullProgress, Pull
@@ -319,3 +320,18 @@ def test_the_proposers_price_is_in_the_ledger(server: ScriptedOpenAI, tmp_path: 
     assert budget.spent.dollars > 0
     with pytest.raises(BudgetExhausted, match="proposer_calls=2"):
         pull(lever_of("copro", server), tmp_path / "capped", budget=Budget({"proposer_calls": 2}))
+
+
+def test_a_full_disk_is_named_and_the_same_pull_goes_on(server: ScriptedOpenAI, tmp_path: Path) -> None:
+    whole = pull(lever_of("fewshot", server), tmp_path / "whole")
+    with small_disk(tmp_path / "cut", 0.02) as disk:
+        with pytest.raises(StoreError, match=r"rollouts\.jsonl cannot be written: .*No space left"):
+            pull(lever_of("fewshot", server), disk.folder)
+        disk.grow(2)
+        assert pull(lever_of("fewshot", server), disk.folder) == whole
+
+
+def test_a_journal_that_is_none_is_refused(server: ScriptedOpenAI, tmp_path: Path) -> None:
+    (tmp_path / "rollouts.jsonl").write_text('{"cost": 1}\n')
+    with pytest.raises(StoreError, match=r"rollouts\.jsonl cannot be read .* delete it"):
+        pull(lever_of("fewshot", server), tmp_path)
