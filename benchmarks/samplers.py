@@ -28,7 +28,8 @@ import numpy as np
 import optuna
 
 from colever import console
-from colever.config import SweepConfig, load_config
+from colever.config import SweepConfig
+from colever.loading import load_config
 from colever.optimizers import space
 from colever.optimizers.alternate import derive_seed
 from colever.optimizers.sweep import sampler_of

@@ -39,9 +39,10 @@ from search_comparison_table import Results, as_json, table
 from search_comparison_together import KINDS, Asked, better_together
 
 from colever import console
-from colever.config import ADAPTIVE, SweepConfig, load_config, parse_pairs
+from colever.config import ADAPTIVE, SweepConfig
 from colever.engines.lm import open_engine
 from colever.engines.transformers import TransformersEngine
+from colever.loading import load_config, parse_pairs
 from colever.optimizers.evaluate import Evaluator
 from colever.optimizers.statistics import Values
 from colever.optimizers.store import EvaluationStore

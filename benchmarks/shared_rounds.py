@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from colever import console
-from colever.config import load_config, parse_pairs
 from colever.engines.lm import open_engine
+from colever.loading import load_config, parse_pairs
 from colever.optimizers.study import StudyFolder
 from colever.optimizers.sweep import sweep
 from colever.reported import StudyReport

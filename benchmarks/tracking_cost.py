@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from colever import console
-from colever.config import load_config, parse_pairs
+from colever.loading import load_config, parse_pairs
 from colever.optimizers.sweep import sweep
 from colever.studies import open_study
 from colever.tracking.mlflow_tracker import MlflowTracker

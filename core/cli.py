@@ -375,7 +375,7 @@ def _config(
     prompt_model: str | None = None,
     **flags: Any,
 ) -> SweepConfig:
-    from colever.config import load_config, parse_pairs
+    from colever.loading import load_config, parse_pairs
 
     caps = {f"budget.{key}": value for key, value in parse_pairs(budget or [], "--budget").items()}
     asked = {} if prompt_model is None else {"proposer.model": prompt_model}

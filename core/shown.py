@@ -86,7 +86,7 @@ def with_examples(built: StudyReport, task: Task) -> StudyReport:
 
 def stored_task(folder: StudyFolder) -> Task:
     """The task that a study was run on. Raises TaskError where it is gone or another by now."""
-    from colever.config import load_config
+    from colever.loading import load_config
     from colever.tasks.load import load_task
 
     task, state = load_task(load_config(folder.path / "config.yaml").task), folder.state()

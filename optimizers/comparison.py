@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from colever.comparison import ComparisonRow, Reached
-from colever.config import RESUMABLE, load_config
+from colever.config import RESUMABLE
 from colever.errors import UsageError
+from colever.loading import load_config
 from colever.optimizers.attribution import CELLS, choose_arms, path_points
 from colever.optimizers.estimate import scaled
 from colever.optimizers.power import would_resolve

@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from colever.config import RESUMABLE, SweepConfig, load_config
+from colever.config import RESUMABLE, SweepConfig
 from colever.errors import StoreError, UsageError
+from colever.loading import load_config
 from colever.optimizers.evaluate import Grounds
 from colever.optimizers.store import EvaluationStore, RoundStore, read_sealed, write_sealed
 from colever.types import Candidate, Cost, Evaluation, RoundRecord, TrialRecord

@@ -11,8 +11,8 @@ import pytest
 from test_attribution import BASE, candidate, evaluation
 from test_sweep import Told, run, timeless
 
-from colever.config import load_config
 from colever.errors import UsageError
+from colever.loading import load_config
 from colever.optimizers import space
 from colever.optimizers.adaptive import adaptive, fixed, gain_bound
 from colever.optimizers.attribution import report_of

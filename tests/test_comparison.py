@@ -8,8 +8,9 @@ import pytest
 from test_sweep import run
 from toy import toy_task
 
-from colever.config import load_config, several
+from colever.config import several
 from colever.errors import UsageError
+from colever.loading import load_config
 from colever.optimizers.comparison import compare
 from colever.optimizers.study import StudyFolder
 from colever.tracking import comparison

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from colever.config import SweepConfig, check_caps, load_config, parse_pairs, parse_schedule
+from colever.config import SweepConfig, check_caps, parse_schedule
 from colever.errors import UsageError
+from colever.loading import load_config, parse_pairs
 
 
 def test_the_resolved_configuration_reads_back_equal(tmp_path: Path) -> None:

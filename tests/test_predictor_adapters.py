@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from test_weight_lever import improve, settings
 
 import colever
-from colever.config import WeightSettings, load_config
+from colever.config import WeightSettings
 from colever.engines.adapters import INDEX_FILE, PredictorAdapters, adapter_folders, peft_names
 from colever.engines.generation import TokenRequest
 from colever.engines.lm import engine_lm, open_engine
 from colever.errors import BudgetExhausted, StoreError, UsageError
+from colever.loading import load_config
 from colever.optimizers.budget import Budget
 from colever.optimizers.evaluate import evaluate
 from colever.optimizers.trainable import resolved

@@ -11,8 +11,9 @@ from scripted_openai import BROKEN, EMPTY, ScriptedOpenAI
 from test_prompt_ways import SMALL, written
 from toy import ToyEngine, ToyWeightLever, ToyWeightSettings, toy_task
 
-from colever.config import SweepConfig, load_config
+from colever.config import SweepConfig
 from colever.errors import UsageError
+from colever.loading import load_config
 from colever.optimizers.prompt_lever import PromptLever
 from colever.optimizers.proposer import open_proposer
 from colever.optimizers.store import RoundStore

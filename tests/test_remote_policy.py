@@ -19,10 +19,11 @@ from scripted_openai import BROKEN, EMPTY, HANG, MALFORMED, NO_CHOICES, TOO_MANY
 from toy import GOOD, toy_task
 
 from colever import cli
-from colever.config import RemoteSettings, SweepConfig, load_config
+from colever.config import RemoteSettings, SweepConfig
 from colever.engines.lm import open_policy
 from colever.engines.remote import RemoteEngine
 from colever.errors import BudgetExhausted, InfrastructureError, UsageError
+from colever.loading import load_config
 from colever.optimizers import space
 from colever.optimizers.budget import Budget
 from colever.optimizers.evaluate import evaluate, measure

@@ -10,9 +10,9 @@ import dspy
 import pytest
 from toy import GOOD, ToyEngine, toy_task
 
-from colever.config import load_config
 from colever.engines.lm import open_engine
 from colever.errors import StoreError
+from colever.loading import load_config
 from colever.optimizers.evaluate import Evaluator
 from colever.optimizers.sample import MOST, chosen, sampled
 from colever.optimizers.store import EvaluationStore, read_sealed, write_sealed

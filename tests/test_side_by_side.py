@@ -10,8 +10,8 @@ from synthetic_study import make_flips, make_report, make_rollout
 from test_page import HOSTILE, Page
 from toy import ToyEngine, ToyWeightLever, ToyWeightSettings, toy_task
 
-from colever.config import load_config
 from colever.errors import UsageError
+from colever.loading import load_config
 from colever.optimizers.attribution import report_of
 from colever.optimizers.prompt_lever import PromptLever
 from colever.optimizers.side_by_side import rollouts_of, with_rollouts

@@ -8,8 +8,9 @@ from typing import Any
 import optuna
 import pytest
 
-from colever.config import PromptSettings, load_config, parse_pairs
+from colever.config import PromptSettings
 from colever.errors import UsageError
+from colever.loading import load_config, parse_pairs
 from colever.optimizers import space
 
 

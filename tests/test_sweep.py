@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from toy import ToyEngine, ToyWeightLever, ToyWeightSettings, toy_task
 
-from colever.config import load_config
 from colever.errors import ColeverError, StoreError, UsageError
+from colever.loading import load_config
 from colever.optimizers.attribution import report_of
 from colever.optimizers.prompt_lever import PromptLever
 from colever.optimizers.study import StudyFolder, find_study, same_task

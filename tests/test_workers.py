@@ -13,8 +13,8 @@ import pytest
 from test_sweep import Told, run, timeless
 from toy import ToyEngine
 
-from colever.config import load_config
 from colever.errors import BudgetExhausted, LeverError, StoreError
+from colever.loading import load_config
 from colever.optimizers import workers as module
 from colever.optimizers.ledger import Ledger
 from colever.optimizers.study import find_study

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 # ruff: noqa: E402 - the folder of tests must be on the path first
 from toy import ToyEngine, ToyWeightLever, ToyWeightSettings, toy_task
 
-from colever.config import load_config
+from colever.loading import load_config
 from colever.optimizers.prompt_lever import PromptLever
 from colever.optimizers.sweep import sweep
 from colever.tracking.mlflow_tracker import MlflowTracker
