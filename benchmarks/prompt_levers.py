@@ -6,7 +6,7 @@
 demos on the same train examples, in DSPy's own loop on the same engine, at the number of threads that evaluates
 fastest here (tried first). Both get the task's base prompts, and what they choose is read on test once, with the
 task's own decoding. ``fewshot`` is BootstrapFewShotWithRandomSearch and ``knn`` KNNFewShot, which bootstraps anew at
-every call: its cost on test is told too. ``instructions`` has no optimizer in DSPy: its peer is the loop that a DSPy
+every call: it is read on the first 128 test examples, and its cost there is told. ``instructions`` has no optimizer in DSPy: its peer is the loop that a DSPy
 user writes, ``dspy.Evaluate`` over every wording. ``choice`` has none either: DSPy's random search stands there.
 Seconds are those of the search; scores have 95 % intervals over test examples. ``--curves`` pulls every way at several
 sizes and draws score against rollouts. Ways that need a proposer are not here: the proposers that tests use are
@@ -46,6 +46,7 @@ from colever.types import Candidate, PredictorPrompt
 
 THREADS = (1, 8, 32, 96)
 MANY = 10**6
+KNN_TEST = 128  # test examples on which KNNFewShot is read: every call of it is nine rollouts, one after the other
 
 
 class Counted:
@@ -182,7 +183,7 @@ def alone_knn(task: Task, engine: Any, seed: int, threads: int) -> tuple[list[fl
     words = TfidfVectorizer(token_pattern=r"\w+|[^\w\s]", ngram_range=(1, 2), sublinear_tf=True)
     words.fit([" | ".join(f"{k}: {v}" for k, v in e.inputs().items()) for e in shown])
     lm = engine_lm(engine, temperature=task.temperature, max_tokens=task.max_tokens)
-    test = [e for _, e in task.examples("test")]
+    test = [e for _, e in task.examples("test")][:KNN_TEST]
     with quiet(), dspy.context(lm=lm, max_errors=MANY):
         started = time.perf_counter()
         compiled = KNNFewShot(
@@ -237,7 +238,7 @@ def compare(task: Task, engine: Any, way: str, seed: int, threads: int, peers: d
             read, took = on_test(task, engine, made)
             peers[peer] = read, cost | took
     theirs, cost = peers[peer]
-    ahead = paired_effect([(1, scores), (-1, theirs)])
+    ahead = paired_effect([(1, scores[: len(theirs)]), (-1, theirs)])
     assert ahead is not None
     return {
         "ours": said(scores, found | reading),
@@ -314,8 +315,9 @@ def main() -> None:
         base, _ = on_test(task, engine, task.base_candidate())
         print(f"{name}: base {sum(base) / len(base):.1%} on test")
         peers: dict[str, Any] = {}
-        table[name] = {way: compare(task, engine, way, given.seed, threads, peers) for way in given.ways}
-        for way, row in table[name].items():
+        table[name] = {}
+        for way in given.ways:
+            row = table[name][way] = compare(task, engine, way, given.seed, threads, peers)
             for who in ("ours", "alone"):
                 r = row[who]
                 print(

@@ -98,7 +98,7 @@ class PromptLever:
             from colever.optimizers.proposer import counted
 
             proposer = counted(self.proposer, budget, workdir / "proposals.jsonl", seed=seed, policy=engine)
-        pulling = Pulling(candidate, task, self.settings, rows, rehearsal, proposer, rng, seed, workdir)
+        pulling = Pulling(candidate, task, self.settings, rows, rehearsal, proposer, rng, seed)
         with _swallowed_nothing(rehearsal, proposer), _quietly(workdir / "optimizer.log"):
             tested = self._headroom(pulling)
             stands = Found(candidate.prompts, f"no headroom: {tested.said}" if tested else "as it was")

@@ -3,14 +3,14 @@
 gepa's own loop does the search and DSPy's own ``InstructionProposer`` asks the proposer; the adapter between them is
 ours, where DSPy's has two faults: it takes the calls of two predictors with equal signatures for each other's, and it
 tells every predictor the whole run's failure. ``prompt.rollouts`` is its number of metric calls; minibatches for
-reflection come from ``shown``, the Pareto set is ``scored``.
+reflection come from ``shown``, the Pareto set is ``scored``. Its own run directory, a pickled state, is not used: a
+pull that goes on runs it again from its start, on the rehearsal's and the proposer's journals.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -49,8 +49,6 @@ class Gepa:
 
     def search(self, pulling: Pulling) -> Found:
         adapter = RubricAdapter(pulling)
-        folder = pulling.workdir / "gepa"
-        shutil.rmtree(folder, ignore_errors=True)  # a pull that goes on finds its work in the journals
         result: Any = optimize(
             seed_candidate={name: prompt.instructions for name, prompt in pulling.parent.prompts.items()},
             trainset=[example_id for example_id, _ in pulling.rows.shown],
@@ -60,7 +58,6 @@ class Gepa:
             max_metric_calls=pulling.settings.rollouts,
             use_merge=True,
             seed=pulling.seed,
-            run_dir=str(folder),
             logger=_Log(),
             track_best_outputs=False,
             raise_on_exception=True,

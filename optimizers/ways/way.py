@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import dspy
@@ -49,7 +48,6 @@ class Pulling:
     proposer: dspy.LM | None
     rng: random.Random
     seed: int
-    workdir: Path
 
     @property
     def scored(self) -> list[str]:
