@@ -6,9 +6,9 @@
 demos on the same train examples, in DSPy's own loop on the same engine, at the number of threads that evaluates
 fastest here (tried first). Both get the task's base prompts, and what they choose is read on test once, with the
 task's own decoding. ``fewshot`` is BootstrapFewShotWithRandomSearch and ``knn`` KNNFewShot, which bootstraps anew at
-every call: it is read on the first 128 test examples, and its cost there is told. ``instructions`` has no optimizer in DSPy: its peer is the loop that a DSPy
-user writes, ``dspy.Evaluate`` over every wording. ``choice`` has none either: DSPy's random search stands there.
-Seconds are those of the search; scores have 95 % intervals over test examples. ``--curves`` pulls every way at several
+every call: it is read on the first 128 test examples, and its cost there is told. ``instructions`` has no optimizer in
+DSPy: its peer is the loop that a DSPy user writes, ``dspy.Evaluate`` over every wording. ``choice`` has none either:
+DSPy's random search stands there. Seconds are those of the search; scores have 95 % intervals over test examples. ``--curves`` pulls every way at several
 sizes and draws score against rollouts. Ways that need a proposer are not here: the proposers that tests use are
 scripted, and nothing about quality follows from them.
 """
