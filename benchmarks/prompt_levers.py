@@ -8,9 +8,9 @@ fastest here (tried first). Both get the task's base prompts, and what they choo
 task's own decoding. ``fewshot`` is BootstrapFewShotWithRandomSearch and ``knn`` KNNFewShot, which bootstraps anew at
 every call: it is read on the first 128 test examples, and its cost there is told. ``instructions`` has no optimizer in
 DSPy: its peer is the loop that a DSPy user writes, ``dspy.Evaluate`` over every wording. ``choice`` has none either:
-DSPy's random search stands there. Seconds are those of the search; scores have 95 % intervals over test examples. ``--curves`` pulls every way at several
-sizes and draws score against rollouts. Ways that need a proposer are not here: the proposers that tests use are
-scripted, and nothing about quality follows from them.
+DSPy's random search stands there. Seconds are those of the search; scores have 95 % intervals over test examples.
+``--curves`` pulls every way at several sizes and draws score against rollouts. Ways that need a proposer are not here:
+the proposers that tests use are scripted, and nothing about quality follows from them.
 """
 
 from __future__ import annotations
