@@ -18,6 +18,8 @@ from colever.errors import UsageError
 ADAPTIVE = "adaptive"
 PROMPT_WAYS = ("choice", "instructions", "fewshot", "knn", "mipro", "gepa", "simba", "copro")
 WRITTEN_WAYS = ("mipro", "gepa", "simba", "copro")  # need a proposer: a model that writes prompts
+LEAST_CANDIDATES = {"mipro": 3, "simba": 4, "copro": 2}  # fewer leave these ways nothing to search
+MINIBATCH = 3  # examples of one of gepa's reflections, as gepa has it
 API = "api:"  # what the name of a policy behind an API begins with
 UNTRAINABLE = "API models cannot be trained here: the weight lever is left out"
 LEVER_LETTERS: dict[str, Literal["prompt", "weights"]] = {"p": "prompt", "w": "weights"}

@@ -6,6 +6,7 @@ Knows costs and caps; knows nothing of who spends.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -49,6 +50,7 @@ class Budget:
         self._parent = parent
         self._shared = shared if self.caps else None
         self._rate = dollars_per_hour
+        self._booking = threading.Lock()  # a proposer's threads book beside those of rollouts
 
     def reserve(self, **amounts: float) -> None:
         """Ask for the next batch: raises BudgetExhausted if it would pass a cap, or a cap is already reached.
@@ -69,7 +71,8 @@ class Budget:
 
     def charge(self, cost: Cost) -> None:
         """Book what a batch cost."""
-        self.spent = self.spent + cost
+        with self._booking:
+            self.spent = self.spent + cost
         if self._shared is not None:
             self._shared.tell()
         if self._parent is not None:

@@ -43,15 +43,23 @@ class Meter:
 
 @contextmanager
 def metered(engine: TransformersEngine, rollouts: int, budget: Budget | None = None) -> Iterator[Meter]:
-    """Reserve ``rollouts``, run the block, charge what the engine's meter says it cost."""
+    """Reserve ``rollouts``, run the block, charge what the engine's meter says it cost.
+
+    A block that raises is charged the same, its rollouts too if the engine was asked for anything.
+    """
     if budget is not None:
         budget.reserve(rollouts=rollouts)
     meter, before, started = Meter(), engine.meter, time.monotonic()
-    yield meter
-    spent = engine.meter - before
-    meter.cost = replace(spent, rollouts=rollouts, seconds=time.monotonic() - started)
-    if budget is not None:
-        budget.charge(meter.cost)
+    try:
+        yield meter
+    except BaseException:
+        rollouts = rollouts if engine.meter != before else 0
+        raise
+    finally:
+        spent = engine.meter - before
+        meter.cost = replace(spent, rollouts=rollouts, seconds=time.monotonic() - started)
+        if budget is not None:
+            budget.charge(meter.cost)
 
 
 def evaluate(
@@ -137,10 +145,12 @@ def run_together(
     asked: Sequence[tuple[str, str, dspy.Example, int, float]],
     *,
     seed: int,
+    on_done: Callable[[int], None] | None = None,
 ) -> list[Rollout]:
     """Rollouts on train under several sets of prompts as one batch.
 
-    ``asked``: (which of ``prompts``, example's id, example, sample, temperature) of each.
+    ``asked``: (which of ``prompts``, example's id, example, sample, temperature) of each. What ``on_done`` raises ends
+    the batch.
     """
     from colever.engines.adapters import check_predictors
     from colever.engines.lm import engine_lm
@@ -159,6 +169,7 @@ def run_together(
         max_tokens=task.max_tokens,
         seed=seed,
         split="train",
+        on_done=on_done,
     )
 
 

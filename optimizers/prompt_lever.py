@@ -24,6 +24,7 @@ from colever.optimizers.lever import Progress, Pull
 from colever.optimizers.rehearsal import Rehearsal, RunAhead, distinct_rows
 from colever.optimizers.ways import way_of
 from colever.optimizers.ways.bootstrap import ONE_ERROR
+from colever.optimizers.ways.teleprompter import UsersTeleprompter
 from colever.optimizers.ways.way import Calls, Found, Pulling, TrainRows
 from colever.types import Candidate, LeverName
 
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
     from colever.tasks.task import Task
 
 
-class WrittenSettings(PromptSettings):
-    """A pull's settings with the model that writes its prompts, as far as its answers depend on them."""
+class PullSettings(PromptSettings):
+    """A pull's settings with what else its result depends on: who writes its prompts, the code of a user's way."""
 
-    proposer: dict[str, str | float | None]
+    proposer: dict[str, str | float | None] | None = None
+    optimizer: str | None = None  # digest
 
 
 class PromptLever:
@@ -57,10 +59,12 @@ class PromptLever:
                 "--prompt-model NAME (a dspy.LM name, an address, or policy), or a way that needs none: choice, "
                 "instructions, fewshot, knn"
             )
+        written, code = None, self.way.digest if isinstance(self.way, UsersTeleprompter) else None
         if proposer is not None and (self.way.needs_proposer or self._tests_headroom):
             kept = {key: proposer.kwargs.get(key) for key in ("temperature", "max_tokens")}
             written = {"model": proposer.model, "digest": getattr(proposer.engine, "digest", None), **kept}
-            self.settings = WrittenSettings(**settings.model_dump(), proposer=written)
+        if written or code:
+            self.settings = PullSettings(**settings.model_dump(), proposer=written, optimizer=code)
 
     def planned(self, candidate: Candidate, task: Task) -> int:
         return self.calls(candidate, task).rollouts
@@ -193,10 +197,12 @@ def _quietly(log: Path) -> Iterator[None]:
     chatter = logging.getLogger("dspy")
     handlers, level = chatter.handlers, chatter.level
     with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        chatter.handlers = [logging.FileHandler(log)]  # it opens again for a thread that logs late
+        chatter.handlers = [logging.FileHandler(log)]
         chatter.setLevel(logging.INFO)
         try:
             yield
         finally:
+            for handler in chatter.handlers:
+                handler.close()  # it opens again for a thread that logs late
             chatter.handlers = handlers
             chatter.setLevel(level)

@@ -143,10 +143,14 @@ class Rehearsal:
     def prompts_of(self, program: dspy.Module) -> dict[str, PredictorPrompt]:
         """A program's prompts as a candidate holds them: demos as JSON, with the predictor's own fields alone.
 
-        A demo that shows neither an input nor an output of its predictor is none: DSPy's adapter leaves it out.
+        A demo that shows no input or no output of its predictor is none: DSPy's adapter leaves it out. Raises
+        LeverError for a program whose predictors are not the task's.
         """
-        found = {}
-        for name, prompt in read_prompts(program).items():
+        found, prompts = {}, read_prompts(program)
+        if set(prompts) != set(self._fields):
+            has, accepted = (", ".join(names) or "none" for names in (prompts, self._fields))
+            raise LeverError(f"the optimizer made a program with predictors {has}; accepted: the task's, {accepted}")
+        for name, prompt in prompts.items():
             demos = [{f: plain(demo[f]) for f in self._fields[name] if f in demo} for demo in prompt.demos]
             kept = tuple(d for d in demos if self._shows(program, name, d))
             found[name] = PredictorPrompt(prompt.instructions, kept, prompt.nearest)
@@ -268,7 +272,7 @@ class Rehearsal:
             rollouts = run_together(
                 self.parent.weights, self.task, self.engine, programs,
                 [(a.digest, a.example_id, self._examples[a.example_id], a.sample, a.temperature) for a in asks],
-                seed=self.seed,
+                seed=self.seed, on_done=self._told,
             )  # fmt: skip
         made = {
             ask.key: Rehearsed.of(rollout)
@@ -277,10 +281,14 @@ class Rehearsal:
         }
         entry = {"cost": asdict(meter.cost), "rollouts": {key: asdict(r) for key, r in made.items()}}
         self._journal.write(entry)
-        made = _rollouts_of(json.loads(json.dumps(entry)))  # as after a kill
-        done = len(self._done) + len(made)
+        return _rollouts_of(json.loads(json.dumps(entry)))  # as after a kill
+
+    def _told(self, ended: int) -> None:
+        """So many of the batch under way have ended. A pull that has failed, or was interrupted, waits for no more."""
+        if self.failed is not None:
+            raise self.failed
+        done = len(self._done) + ended
         self.progress.update(done, max(self.planned, done), "rollouts of the prompt lever")
-        return made
 
     def _fatal(self, error: BaseException) -> BaseException:
         self.failed = self.failed or error

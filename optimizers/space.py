@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 GROUPS: dict[str, type[Settings]] = {"prompt": PromptSettings, "weights": WeightSettings}
 SPLIT, WAY = "split", "prompt.way"
-SHARED_OUT = ("weights.updates", "prompt.candidates")  # what follows from a trial's rollouts, where they are given
+SHARED_OUT = ("weights.updates", "prompt.candidates", "prompt.rollouts")  # follow from a trial's rollouts, if given
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from colever.config import PromptSettings, WeightSettings
+from colever.config import LEAST_CANDIDATES, MINIBATCH, PromptSettings, WeightSettings
 
 Planned = Callable[[PromptSettings], int]  # the rollouts of a prompt round with these settings
 MOST = 1024  # combinations of a prompt round
+MOST_ROLLOUTS = 2**20  # of one that is told how many
 LEAST = 4  # examples on which combinations are compared
 
 
@@ -25,8 +26,9 @@ def share_out(
 ) -> tuple[PromptSettings, WeightSettings]:
     """Settings with which ``pulls`` (of prompts, of weights) take about ``rollouts``, ``split`` of them for prompts.
 
-    A trial of one lever gets all of them. Prompt rounds get as many ``candidates`` as fit, and fewer examples where
-    not even the wordings alone do; weight rounds as many ``updates`` as fit, at least one.
+    A trial of one lever gets all of them. Prompt rounds get as many ``candidates`` as fit (or ``rollouts``, where that
+    is what their way goes by), and fewer examples where not even the least of them do; weight rounds get as many
+    ``updates`` as fit, at least one.
     """
     prompts, trainings = pulls
     part = split if prompts and trainings else float(bool(prompts))
@@ -42,14 +44,27 @@ def share_out(
 
 
 def _fitting(prompt: PromptSettings, most: int, planned: Planned) -> PromptSettings:
-    """As many candidates as ``most`` rollouts allow; with none of them, fewer examples and finalists."""
-    bare = prompt.model_copy(update={"candidates": 0})
+    """As many candidates as ``most`` rollouts allow; with the fewest of them, fewer examples."""
+    bare = _least(prompt)
     while planned(bare) > most and max(bare.screen, bare.examples) > LEAST:
         smaller = {name: max(LEAST, round(0.8 * getattr(bare, name))) for name in ("screen", "examples")}
-        bare = bare.model_copy(update=smaller)
-    low, high = 0, MOST
+        bare = _least(bare.model_copy(update=smaller))
+    size = _size(prompt)
+    low, high = getattr(bare, size), MOST if size == "candidates" else MOST_ROLLOUTS
     while low < high:
         middle = (low + high + 1) // 2
-        fits = planned(bare.model_copy(update={"candidates": middle})) <= most
+        fits = planned(bare.model_copy(update={size: middle})) <= most
         low, high = (middle, high) if fits else (low, middle - 1)
-    return bare.model_copy(update={"candidates": low})
+    return bare.model_copy(update={size: low})
+
+
+def _size(prompt: PromptSettings) -> str:
+    """The setting that a round's length follows from; a user's own optimizer is only told a number."""
+    return "rollouts" if prompt.way == "gepa" or ":" in prompt.way else "candidates"
+
+
+def _least(prompt: PromptSettings) -> PromptSettings:
+    """With the shortest search that the way takes: of gepa, one proposal."""
+    size = _size(prompt)
+    fewest = LEAST_CANDIDATES.get(prompt.way, 0) if size == "candidates" else prompt.examples + 2 * MINIBATCH
+    return prompt.model_copy(update={size: fewest})

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 from urllib.error import URLError
 
@@ -274,7 +275,9 @@ def _outputs(prediction: dspy.Prediction) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON has it; what JSON lacks becomes its text."""
+    """``value`` as JSON has it; an enum's member is its value, as DSPy shows it; what JSON lacks becomes its text."""
+    if isinstance(value, Enum):
+        return plain(value.value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, Mapping):

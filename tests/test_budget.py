@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import pytest
 
 from colever.errors import BudgetExhausted, UsageError
@@ -42,3 +45,17 @@ def test_a_slice_has_its_own_ledger_and_charges_its_parent() -> None:
 def test_bad_caps_are_named(caps: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(caps))):
         Budget(caps)
+
+
+def test_what_threads_book_at_once_is_all_there() -> None:
+    budget, often = Budget(), sys.getswitchinterval()
+    threads = [threading.Thread(target=lambda: [budget.charge(Cost(rollouts=1)) for _ in range(500)]) for _ in range(8)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(often)
+    assert budget.spent.rollouts == 4000

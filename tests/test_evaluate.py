@@ -10,7 +10,7 @@ from toy import GOOD, ToyEngine, toy_task
 
 from colever.errors import BudgetExhausted, TaskError
 from colever.optimizers.budget import Budget
-from colever.optimizers.evaluate import Evaluator, evaluate, summarize
+from colever.optimizers.evaluate import Evaluator, evaluate, metered, summarize
 from colever.optimizers.store import EvaluationStore
 from colever.tasks.rubric import Criterion, Rubric
 from colever.types import Candidate, Completion, Cost, Evaluation, PredictorPrompt, Rollout, Score, Step
@@ -93,3 +93,17 @@ def test_a_criterion_that_fails_stops_the_evaluation(check: object, said: str) -
     task = toy_task(rubric=Rubric([Criterion("odd", check)]))  # type: ignore[arg-type]
     with pytest.raises(TaskError, match=said):
         evaluate(task.base_candidate(), task, ToyEngine())
+
+
+@pytest.mark.parametrize(("asked", "rollouts"), [(2, 5), (0, 0)])
+def test_a_batch_that_breaks_is_charged_what_it_asked(asked: int, rollouts: int) -> None:
+    budget, engine = Budget(), ToyEngine()
+
+    def breaking() -> None:
+        with metered(engine, 5, budget):  # type: ignore[arg-type]
+            engine.calls += asked
+            raise ConnectionError("the machine is gone")
+
+    with pytest.raises(ConnectionError):
+        breaking()
+    assert (budget.spent.rollouts, budget.spent.prompt_tokens) == (rollouts, 10 * asked)

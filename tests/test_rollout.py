@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from colever.engines.lm import engine_lm
 from colever.errors import InfrastructureError, TaskError, UsageError
 from colever.pipelines.prompts import apply_prompts, read_prompts
-from colever.pipelines.rollout import run_rollouts
+from colever.pipelines.rollout import plain, run_rollouts
 from colever.types import PredictorPrompt, Rollout, Score
 
 EXAMPLES = [(f"e{i}", dspy.Example(question=f"{i} + 1", answer=i + 1).with_inputs("question")) for i in range(6)]
@@ -287,3 +288,19 @@ def test_prompts_are_read_and_set() -> None:
     assert read_prompts(apply_prompts(program, {"first": PredictorPrompt("Sum.")}))["second"].instructions == "Check."
     with pytest.raises(UsageError, match=r"third.*first, second"):
         apply_prompts(TwoSteps(), {"third": PredictorPrompt("x")})
+
+
+class Team(Enum):
+    RED = "red"
+
+
+class Route(dspy.Signature):
+    question: str = dspy.InputField()
+    team: Team = dspy.OutputField()
+
+
+def test_a_typed_field_is_shown_in_a_demo_as_dspy_shows_it() -> None:
+    demos = [{"question": "a", "team": team} for team in (Team.RED, plain(Team.RED))]
+    typed, kept = (dspy.ChatAdapter().format(Route, [demo], {"question": "b"}) for demo in demos)
+    assert plain([{"team": Team.RED}]) == [{"team": "red"}]
+    assert kept == typed

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from toy import ToyEngine, toy_task
 
-from colever.config import PromptSettings
+from colever.config import PROMPT_WAYS, PromptSettings
+from colever.engines.lm import engine_lm
 from colever.errors import UsageError
 from colever.loading import load_config, parse_pairs
 from colever.optimizers import space
+from colever.optimizers.prompt_lever import PromptLever
 
 
 def ranges(search: Any) -> list[Any]:
@@ -128,6 +132,20 @@ def test_a_small_share_still_buys_a_round_of_each() -> None:
     assert weights.updates == 1
     assert planned(prompt) <= 50
     assert prompt.screen >= 4
+
+
+@pytest.mark.parametrize("way", [*PROMPT_WAYS, f"{Path(__file__).parent / 'users_teleprompter.py'}:LastWord"])
+@pytest.mark.parametrize("share", [200, 2000])
+def test_every_way_fits_into_its_share(way: str, share: int) -> None:
+    """Whatever a way goes by, and the least that it takes: candidates, or rollouts."""
+    config = load_config(flags={"task": "t"}, overrides={"trial_rollouts": share, "prompt.way": way})
+    task, proposer = toy_task(), engine_lm(ToyEngine())  # type: ignore[arg-type]
+
+    def planned(prompt: PromptSettings) -> int:
+        return PromptLever(prompt, proposer).planned(task.base_candidate(), task)
+
+    prompt, _ = space.with_settings(config, "p", {}, planned)
+    assert 0 < planned(prompt) <= share
 
 
 def test_a_search_that_is_neither_a_name_nor_settings_is_said() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dspy.teleprompt import COPRO
 
-from colever.config import PromptSettings
+from colever.config import LEAST_CANDIDATES, PromptSettings
 from colever.errors import UsageError
 from colever.optimizers.ways.bootstrap import threads_for
 from colever.optimizers.ways.way import Calls, Found, Pulling, TrainRows
@@ -20,8 +20,8 @@ class Copro:
     needs_proposer = True
 
     def check(self, settings: PromptSettings, task: Task, rows: TrainRows) -> None:
-        if settings.candidates < 2:
-            raise UsageError(f"prompt.way=copro: prompt.candidates={settings.candidates}; accepted: 2 or more")
+        if settings.candidates < (least := LEAST_CANDIDATES["copro"]):
+            raise UsageError(f"prompt.way=copro: prompt.candidates={settings.candidates}; accepted: {least} or more")
 
     def planned(self, settings: PromptSettings, task: Task, parent: Candidate, rows: TrainRows) -> Calls:
         """With several predictors each step scores all earlier instructions again, beside the others' new ones."""

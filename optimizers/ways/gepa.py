@@ -20,14 +20,13 @@ from dspy.teleprompt.gepa import InstructionProposer
 from dspy.utils.exceptions import AdapterParseError
 from gepa import EvaluationBatch, optimize
 
-from colever.config import PromptSettings
+from colever.config import MINIBATCH, PromptSettings
 from colever.errors import LeverError, UsageError
 from colever.optimizers.rehearsed import Rehearsed
 from colever.optimizers.ways.way import Calls, Found, Prompts, Pulling, TrainRows
 from colever.tasks.task import Task
 from colever.types import Candidate
 
-MINIBATCH = 3  # examples of a reflection, as gepa has it
 Texts = dict[str, str]  # predictor → instruction
 
 

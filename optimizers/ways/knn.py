@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dspy.teleprompt import BootstrapFewShot
+import dspy
+from dspy.teleprompt import BootstrapFewShot, LabeledFewShot
 
 from colever.config import PromptSettings
-from colever.optimizers.demos import labelled_demos
 from colever.optimizers.ways.bootstrap import ONE_ERROR, check_demos, student_of, teacher_of
 from colever.optimizers.ways.choice import sizes
 from colever.optimizers.ways.way import Calls, Found, Prompts, Pulling, TrainRows
@@ -30,7 +30,7 @@ class NearestDemos:
         check_demos(settings, "knn", rows)
 
     def planned(self, settings: PromptSettings, task: Task, parent: Candidate, rows: TrainRows) -> Calls:
-        return Calls(len(rows.shown) + (1 + 2 * len(sizes(settings.demos))) * len(rows.scored))
+        return Calls(len(rows.shown) + (1 + 3 * len(sizes(settings.demos))) * len(rows.scored))
 
     def search(self, pulling: Pulling) -> Found:
         tried: list[tuple[str, Prompts]] = [("as it was", pulling.parent.prompts)]
@@ -48,21 +48,34 @@ class NearestDemos:
 
     @staticmethod
     def _pools(pulling: Pulling) -> dict[str, Pool]:
-        """Every labelled demo that is complete, and every one that the teacher's good rollouts make."""
-        shown, rehearsal = pulling.examples("shown"), pulling.rehearsal
-        optimizer = BootstrapFewShot(
-            metric=rehearsal.metric,
-            metric_threshold=pulling.settings.threshold,
-            max_bootstrapped_demos=len(shown),
-            max_labeled_demos=0,
-            max_errors=ONE_ERROR,
-        )
-        made = optimizer.compile(student_of(pulling), teacher=teacher_of(pulling), trainset=shown)
-        pools: dict[str, Pool] = {
-            "labelled": labelled_demos(pulling.task.program(), shown),
-            "bootstrapped": {name: p.demos for name, p in rehearsal.prompts_of(made).items()},
+        """The examples as they are, those that the teacher answered well as it answered them, and both, as DSPy has it.
+
+        An example that lacks some of a predictor's fields is a demo without them, where it has an input and an output.
+        """
+        shown, teacher = pulling.examples("shown"), teacher_of(pulling)
+        whole = len(shown)
+
+        def bootstrapped(labelled: int) -> dspy.Module:
+            optimizer = BootstrapFewShot(
+                metric=pulling.rehearsal.metric,
+                metric_threshold=pulling.settings.threshold,
+                max_bootstrapped_demos=whole,
+                max_labeled_demos=labelled,
+                max_errors=ONE_ERROR,
+            )
+            return optimizer.compile(student_of(pulling), teacher=teacher, trainset=shown)
+
+        made = {
+            "labelled": LabeledFewShot(k=whole).compile(student_of(pulling).reset_copy(), trainset=shown),
+            "bootstrapped": bootstrapped(0),
+            "bootstrapped and labelled": bootstrapped(whole),
         }
-        return {source: pool for source, pool in pools.items() if any(pool.values())}
+        pools: dict[str, Pool] = {}
+        for source, program in made.items():
+            pool = {name: p.demos for name, p in pulling.rehearsal.prompts_of(program).items()}
+            if any(pool.values()) and pool not in pools.values():
+                pools[source] = pool
+        return pools
 
 
 def _showing(prompts: Prompts, pool: Pool, k: int) -> Prompts:

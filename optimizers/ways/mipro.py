@@ -9,7 +9,7 @@ from __future__ import annotations
 import dspy
 from dspy.teleprompt import MIPROv2
 
-from colever.config import PromptSettings
+from colever.config import LEAST_CANDIDATES, PromptSettings
 from colever.errors import UsageError
 from colever.optimizers.ways.bootstrap import ONE_ERROR, check_demos, student_of, teacher_of, threads_for
 from colever.optimizers.ways.way import Calls, Found, Pulling, TrainRows
@@ -17,7 +17,7 @@ from colever.tasks.task import Task
 from colever.types import Candidate
 
 FULL_EVERY = 5  # trials between its full evaluations
-LEAST = 3  # candidates: fewer leave nothing to search
+LEAST = LEAST_CANDIDATES["mipro"]
 
 
 class Mipro:

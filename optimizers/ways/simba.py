@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dspy.teleprompt import SIMBA
 
-from colever.config import PromptSettings
+from colever.config import LEAST_CANDIDATES, PromptSettings
 from colever.errors import UsageError
 from colever.optimizers.rehearsal import THREADS
 from colever.optimizers.ways.bootstrap import student_of
@@ -21,8 +21,8 @@ class Simba:
     needs_proposer = True
 
     def check(self, settings: PromptSettings, task: Task, rows: TrainRows) -> None:
-        if settings.candidates < 4:
-            raise UsageError(f"prompt.way=simba: prompt.candidates={settings.candidates}; accepted: 4 or more")
+        if settings.candidates < (least := LEAST_CANDIDATES["simba"]):
+            raise UsageError(f"prompt.way=simba: prompt.candidates={settings.candidates}; accepted: {least} or more")
         if len(rows.scored) < 2:
             raise UsageError("prompt.way=simba: fewer than 2 train examples to learn from; accepted: more of them")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from colever.config import PROMPT_WAYS, PromptSettings
 from colever.errors import UsageError
 from colever.optimizers.ways.bootstrap import ONE_ERROR, student_of, threads_for
 from colever.optimizers.ways.way import Calls, Found, Pulling, TrainRows
+from colever.tasks.source import contents_digest
 from colever.tasks.task import Task
 from colever.types import Candidate
 
@@ -30,8 +32,10 @@ class UsersTeleprompter:
     """Whatever the user's class does, its rollouts are the rehearsal's: scored by the rubric, counted, capped."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.made_by = name, _found(name)
+        module, self.made_by = _found(name)
+        self.name = name
         self.needs_proposer = callable(self.made_by) and "prompt_model" in _takes(self.made_by)
+        self.digest = contents_digest(_sources(module, self.made_by))  # another text is another optimizer
 
     def check(self, settings: PromptSettings, task: Task, rows: TrainRows) -> None:
         """Nothing is known of what it needs."""
@@ -68,8 +72,8 @@ class UsersTeleprompter:
         return Found(pulling.rehearsal.prompts_of(best), f"what {self.name} made")
 
 
-def _found(name: str) -> Any:
-    """The attribute. Raises UsageError where the name is no way and leads to nothing."""
+def _found(name: str) -> tuple[Any, Any]:
+    """The module and its attribute. Raises UsageError where the name is no way and leads to nothing."""
     module, colon, attr = name.rpartition(":")
     if not colon or not module or not attr:
         raise UsageError(
@@ -79,13 +83,13 @@ def _found(name: str) -> Any:
     try:
         loaded = _from_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
         found = getattr(loaded, attr)
-    except (ImportError, AttributeError, OSError, SyntaxError) as error:
+    except (Exception, SystemExit) as error:  # the boundary to the user's file
         raise UsageError(f"prompt.way={name}: {type(error).__name__}: {error}") from error
     if not isinstance(found, Teleprompter) and not callable(found):
         raise UsageError(
             f"prompt.way={name} is a {type(found).__name__}; accepted: a dspy.Teleprompter, its class, or a function"
         )
-    return found
+    return loaded, found
 
 
 def _from_file(path: Path) -> Any:
@@ -95,15 +99,24 @@ def _from_file(path: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and inspect look there
     spec.loader.exec_module(module)
     return module
 
 
+def _sources(module: Any, found: Any) -> set[str]:
+    """The files that say what the optimizer is: the one that was named, and the one that defines it."""
+    made = found if inspect.isclass(found) or inspect.isroutine(found) else type(found)
+    defined = sys.modules.get(made.__module__)
+    files = {getattr(m, "__file__", None) for m in (module, defined)}
+    return {file for file in files if file and Path(file).is_file()}
+
+
 def _takes(function: Any) -> set[str]:
-    """Names of its parameters; all that are offered where it takes any."""
+    """Names of its parameters; where it takes any, the one that it can't do without beside them."""
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return set(parameters) | {"metric"}
+        return set(parameters) | {"metric", "trainset"}
     return set(parameters)
 
 
