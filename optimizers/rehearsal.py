@@ -80,6 +80,9 @@ class Rehearsal:
         self.progress, self.planned = progress or NullProgress(), planned
         self.failed: BaseException | None = None
         self.asked = 0
+        # A rollout runs under these, as an evaluation does, whatever the search sets: dspy.Parallel ends by max_errors,
+        # and callbacks are in the traceback that dspy.ReAct shows its model where a tool fails.
+        self._outside = {"callbacks": list(dspy.settings.callbacks or ()), "max_errors": dspy.settings.max_errors}
         rows = distinct_rows(task)
         self._by_inputs = {_inputs_key(example.inputs()): example_id for example_id, example in rows}
         self._examples = dict(rows)
@@ -268,7 +271,7 @@ class Rehearsal:
     def _run(self, asks: Sequence[_Ask]) -> dict[str, Rehearsed]:
         """One batch on the engine, charged and written down; those without a score are left out."""
         programs = {ask.digest: ask.prompts for ask in asks}
-        with metered(self.engine, len(asks), self.budget) as meter:
+        with metered(self.engine, len(asks), self.budget) as meter, dspy.context(**self._outside):
             rollouts = run_together(
                 self.parent.weights, self.task, self.engine, programs,
                 [(a.digest, a.example_id, self._examples[a.example_id], a.sample, a.temperature) for a in asks],

@@ -1,14 +1,21 @@
-"""A batch of the prompt lever's rollouts: it is seen to go on, and ends when nobody waits for it any more."""
+"""The prompt lever's rollouts: as an evaluation's, seen to go on, and ended when nobody waits for them any more."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
+import dspy
 import pytest
-from toy import ToyEngine, toy_task
+from scripted_openai import ScriptedOpenAI
+from test_prompt_ways import SMALL, WAYS, lever_of, pull, written
+from toy import Adder, ToyEngine, toy_task
 
+from colever.config import PromptSettings
 from colever.optimizers.budget import Budget
+from colever.optimizers.evaluate import evaluate
+from colever.optimizers.prompt_lever import train_rows
 from colever.optimizers.rehearsal import Rehearsal
 
 WIDTH = 2
@@ -60,3 +67,21 @@ def test_a_pull_that_is_interrupted_asks_no_further(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         made.mean(made.parent.prompts, list(made._examples))
     assert engine.calls <= 6 + 2 * WIDTH
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.rpartition(":")[2])
+def test_the_score_on_train_is_what_an_evaluation_gives(way: str, tmp_path: Path) -> None:
+    """A rollout does not see the loop that asked for it; dspy.ReAct shows its model a traceback, which would tell."""
+    found: list[Any] = []
+
+    class Looking(Adder):
+        def forward(self, question: str) -> dspy.Prediction:
+            found.append((list(dspy.settings.callbacks), dspy.settings.max_errors))
+            return super().forward(question)
+
+    with ScriptedOpenAI(written) as server:
+        made = pull(lever_of(way, server), tmp_path, program=Looking)
+    scored = [example for _, example in train_rows(PromptSettings(**SMALL), toy_task(), random.Random(3)).scored]
+    again = evaluate(made.candidate, toy_task(dev=scored), ToyEngine(), "dev")  # type: ignore[arg-type]
+    assert made.notes["selected"]["child"] == pytest.approx(again.score)
+    assert all(settings == ([], dspy.settings.max_errors) for settings in found)
