@@ -179,6 +179,10 @@ class Rehearsal:
         if missing:
             self._gatherer.request(missing)
 
+    def run_all(self, several: Sequence[Prompts], examples: Sequence[str]) -> None:
+        """Every one of these prompts on every example as one batch: what is asked of them afterwards is there."""
+        self.run_each([(prompts, example_id) for prompts in several for example_id in examples])
+
     def mean(self, prompts: Prompts, examples: Sequence[str]) -> float:
         """The mean score on these examples."""
         return sum(r.total for r in self.run(prompts, examples)) / len(examples)

@@ -123,7 +123,7 @@ class TestEveryWay(LeverConformance):
     def test_what_was_cut_short_is_not_run_again(self, way: str, tmp_path: Path) -> None:
         whole_engine, whole_budget = ToyEngine(), Budget()
         whole = pull(self.lever(), tmp_path / "whole", whole_engine, whole_budget)
-        cut = Stopping(whole_engine.calls // 2)
+        cut = Stopping(whole_engine.calls // 8)
         with pytest.raises(Exception, match="stopped"):
             pull(self.lever(), tmp_path / "cut", cut)
         asked = len(self.server.asked)

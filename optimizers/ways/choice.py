@@ -81,19 +81,22 @@ class _Search:
         self.tried: list[Combination] = []
 
     def run(self) -> Found:
-        self._try(self.parent, "as it was")
-        for name, wordings in self.wordings.items():
-            for number, text in enumerate(wordings[1:], 1):
-                self._try(with_part(self.parent, name, text, None), f"{name}: wording {number}")
+        alone = [
+            (with_part(self.parent, name, text, None), f"{name}: wording {number}")
+            for name, wordings in self.wordings.items()
+            for number, text in enumerate(wordings[1:], 1)
+        ]
+        self._try_all([(self.parent, "as it was"), *alone])
         best = self._best_wordings()
-        self._try(best, "the best wordings together")
+        self._try_all([(best, "the best wordings together")])
         pools = self._pools() if self.settings.demos else {}
+        together = []
         for source, pool in pools.items():
-            self._try(self._with_demos(self.parent, pool), f"demos, {source}")
-            self._try(self._with_demos(best, pool), f"the best wordings with demos, {source}")
+            together.append((self._with_demos(self.parent, pool), f"demos, {source}"))
+            together.append((self._with_demos(best, pool), f"the best wordings with demos, {source}"))
+        self._try_all(together)
         ranked = self._ranked_wordings()
-        for _ in range(self.settings.candidates):
-            self._try(*self._random(ranked, pools))
+        self._try_all([self._random(ranked, pools) for _ in range(self.settings.candidates)])
         chosen = self._final()
         return Found(
             chosen.prompts,
@@ -161,18 +164,22 @@ class _Search:
 
     # --- how it is scored --------------------------------------------------------------------------
 
-    def _try(self, prompts: Prompts, words: str) -> None:
-        """Score a combination on the screen, unless the same prompts were tried."""
-        digest = Candidate(prompts).digest
-        if any(Candidate(c.prompts).digest == digest for c in self.tried):
-            return
-        screen = self.pulling.scored[: self.settings.screen]
-        self.tried.append(Combination(prompts, words, screen=self.pulling.rehearsal.mean(prompts, screen)))
+    def _try_all(self, combinations: Sequence[tuple[Prompts, str]]) -> None:
+        """Score them on the screen as one batch, each once."""
+        rehearsal, screen = self.pulling.rehearsal, self.pulling.scored[: self.settings.screen]
+        rehearsal.run_all([prompts for prompts, _ in combinations], screen)
+        tried = {Candidate(c.prompts).digest for c in self.tried}
+        for prompts, words in combinations:
+            if (digest := Candidate(prompts).digest) not in tried:
+                tried.add(digest)
+                self.tried.append(Combination(prompts, words, screen=rehearsal.mean(prompts, screen)))
 
     def _final(self) -> Combination:
         """The finalists and the parent on all scored examples; a tie goes to the one tried first."""
         order = sorted(range(len(self.tried)), key=lambda i: (-self.tried[i].screen, i))[: self.settings.finalists]
-        for i in (finalists := sorted({0, *order})):
+        finalists = sorted({0, *order})
+        self.pulling.rehearsal.run_all([self.tried[i].prompts for i in finalists], self.pulling.scored)
+        for i in finalists:
             score = self.pulling.rehearsal.mean(self.tried[i].prompts, self.pulling.scored)
             self.tried[i] = replace(self.tried[i], final=score)
         return max((self.tried[i] for i in finalists), key=lambda c: c.final or 0.0)

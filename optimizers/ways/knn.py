@@ -37,6 +37,7 @@ class NearestDemos:
         for source, pool in self._pools(pulling).items():
             for k in sizes(pulling.settings.demos):
                 tried.append((f"the {k} nearest of the {source} demos", _showing(pulling.parent.prompts, pool, k)))
+        pulling.rehearsal.run_all([prompts for _, prompts in tried], pulling.scored)
         scores = [pulling.rehearsal.mean(prompts, pulling.scored) for _, prompts in tried]
         best = scores.index(max(scores))
         return Found(
