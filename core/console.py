@@ -26,7 +26,8 @@ LINE_EVERY = 15.0  # seconds between progress lines where there is no terminal
 
 
 def stderr() -> Console:
-    return Console(file=sys.stderr, highlight=False)  # this stream, even while a library's output is caught
+    """This stream, even while a library's output is caught; a name such as ``file.py:x:`` holds no emoji."""
+    return Console(file=sys.stderr, highlight=False, emoji=False)
 
 
 def say(text: str) -> None:
@@ -41,7 +42,7 @@ def fail(text: str) -> None:
 
 def show(renderable: RenderableType, *, whole_lines: bool = False) -> None:
     """A result on stdout; with ``whole_lines`` text is not broken where it goes to no terminal."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(renderable, soft_wrap=whole_lines and not console.is_terminal)
 
 

@@ -146,11 +146,12 @@ def run_together(
     *,
     seed: int,
     on_done: Callable[[int], None] | None = None,
+    spared: int = 0,
 ) -> list[Rollout]:
     """Rollouts on train under several sets of prompts as one batch.
 
     ``asked``: (which of ``prompts``, example's id, example, sample, temperature) of each. What ``on_done`` raises ends
-    the batch.
+    the batch. ``spared``: see ``run_attempts``.
     """
     from colever.engines.adapters import check_predictors
     from colever.engines.lm import engine_lm
@@ -170,6 +171,7 @@ def run_together(
         seed=seed,
         split="train",
         on_done=on_done,
+        spared=spared,
     )
 
 

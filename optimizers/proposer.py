@@ -48,9 +48,14 @@ def open_proposer(settings: ProposerSettings, engine: Any) -> dspy.LM | None:
 
 
 def probe(lm: dspy.LM) -> None:
-    """Ask for one word. Raises UsageError where nothing comes back, before anything is spent on it."""
+    """Ask for one word. Raises UsageError where nothing comes back, before anything is spent on it.
+
+    A model in this process is there, and is not asked: a small one may write until it is cut short.
+    """
     from colever.errors import UsageError
 
+    if _in_process(getattr(lm, "engine", None)):
+        return
     try:
         answers = lm("Reply with the one word: ready")
     except Exception as error:

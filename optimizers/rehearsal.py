@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 THREADS = 256  # of DSPy's loops: they only wait
 SETTLE = 0.01  # seconds without a further call after which a batch is run
 AGAIN = 2  # times that a rollout without a score is tried once more
+SPARED = 2  # of a small batch may be without one: many batches are of a few rollouts
 _REHEARSED = "_colever_rehearsed"  # a private attribute: no field of the prediction
 Prompts = Mapping[str, PredictorPrompt]
 
@@ -79,7 +80,7 @@ class Rehearsal:
         self.parent, self.task, self.engine, self.budget, self.seed = parent, task, engine, budget, seed
         self.progress, self.planned = progress or NullProgress(), planned
         self.failed: BaseException | None = None
-        self.asked = 0
+        self.asked, self._why = 0, ""
         # A rollout runs under these, as an evaluation does, whatever the search sets: dspy.Parallel ends by max_errors,
         # and callbacks are in the traceback that dspy.ReAct shows its model where a tool fails.
         self._outside = {"callbacks": list(dspy.settings.callbacks or ()), "max_errors": dspy.settings.max_errors}
@@ -267,9 +268,8 @@ class Rehearsal:
         except BaseException as error:  # noqa: BLE001 - each who asked raises it, and so does the prompt lever
             raise self._fatal(error) from None
         if fresh:
-            raise self._fatal(
-                InfrastructureError(f"{len(fresh)} rollouts of the prompt lever got no score in {1 + AGAIN} attempts")
-            )
+            said = f"{len(fresh)} rollouts of the prompt lever got no score in {1 + AGAIN} attempts"
+            raise self._fatal(InfrastructureError(f"{said}; the last: {self._why}"))
         return [None] * len(requests)
 
     def _run(self, asks: Sequence[_Ask]) -> dict[str, Rehearsed]:
@@ -279,8 +279,9 @@ class Rehearsal:
             rollouts = run_together(
                 self.parent.weights, self.task, self.engine, programs,
                 [(a.digest, a.example_id, self._examples[a.example_id], a.sample, a.temperature) for a in asks],
-                seed=self.seed, on_done=self._told,
+                seed=self.seed, on_done=self._told, spared=SPARED,
             )  # fmt: skip
+        self._why = next((r.reason for r in reversed(rollouts) if r.score is None), "")
         made = {
             ask.key: Rehearsed.of(rollout)
             for ask, rollout in zip(asks, rollouts, strict=True)

@@ -91,8 +91,12 @@ def run_attempts(
     concurrency: int = 256,
     on_done: Callable[[int], None] | None = None,
     short: Mapping[str, PredictorPrompt] | None = None,
+    spared: int = 0,
 ) -> list[Rollout]:
-    """Rollouts of several programs together; see ``run_rollouts``, which is this for one program."""
+    """Rollouts of several programs together; see ``run_rollouts``, which is this for one program.
+
+    ``spared``: so many infrastructure failures raise nothing, however few the rollouts are.
+    """
     if any(not attempt.program.named_predictors() for attempt in attempts[:1]):
         raise TaskError(
             "the program has no predictors (dspy.Predict, dspy.ChainOfThought, …): nothing can be optimized"
@@ -114,7 +118,7 @@ def run_attempts(
     engine = getattr(lm, "engine", None)
     width = min(concurrency, getattr(engine, "concurrency", concurrency), len(jobs))
     rollouts = _Pool(one, jobs, on_done).run(engine, max(1, width))
-    _refuse_broken(rollouts)
+    _refuse_broken(rollouts, spared)
     return rollouts
 
 
@@ -297,9 +301,9 @@ def _counts_calls(lm: dspy.LM) -> bool:
     return getattr(getattr(lm, "engine", None), "counts_calls", False)
 
 
-def _refuse_broken(rollouts: Sequence[Rollout]) -> None:
+def _refuse_broken(rollouts: Sequence[Rollout], spared: int) -> None:
     broken = [r for r in rollouts if r.failure == "infrastructure"]
-    if len(broken) > MOST_INFRASTRUCTURE * len(rollouts):
+    if len(broken) > max(spared, MOST_INFRASTRUCTURE * len(rollouts)):
         raise InfrastructureError(
             f"{len(broken)} of {len(rollouts)} rollouts failed for reasons other than the model's output"
             f" (accepted: a tenth); the first: {broken[0].reason}"

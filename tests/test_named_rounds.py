@@ -126,3 +126,13 @@ def test_a_study_whose_tokens_were_not_counted_says_so(folder: StudyFolder) -> N
     shown, _ = prompts_of(folder, "base")
     assert dict(shown.prompt_tokens) == {}, "the toy engine has no tokens"
     assert "prompt tokens of a call: not counted" in said(shown, None)
+
+
+def test_names_between_colons_are_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    from colever.console import fail, show
+
+    fail("prompt.way=my.py:x: refused")
+    show("my.py:x: shown")
+    shown = capsys.readouterr()
+    assert "my.py:x: refused" in shown.err
+    assert "my.py:x: shown" in shown.out

@@ -108,3 +108,13 @@ def test_trials_draw_their_way_and_what_needs_a_proposer_is_left_out_without_one
     assert "choice" in drawn
     assert len(drawn) > 1
     assert any("leaves out gepa" in note for note in report.notes)
+
+
+def test_a_proposer_in_this_process_is_not_probed(tmp_path: Path) -> None:
+    """It is there, and a small model would write until it is cut short."""
+    config, engine = (
+        load_config(flags={"task": "t"}, overrides={"prompt.way": "copro", "proposer.model": "policy"}),
+        ToyEngine(),
+    )
+    levers_for(config, engine)  # type: ignore[arg-type]
+    assert engine.calls == 0

@@ -13,6 +13,7 @@ from test_prompt_ways import SMALL, WAYS, lever_of, pull, written
 from toy import Adder, ToyEngine, toy_task
 
 from colever.config import PromptSettings
+from colever.errors import InfrastructureError
 from colever.optimizers.budget import Budget
 from colever.optimizers.evaluate import evaluate
 from colever.optimizers.prompt_lever import train_rows
@@ -67,6 +68,28 @@ def test_a_pull_that_is_interrupted_asks_no_further(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         made.mean(made.parent.prompts, list(made._examples))
     assert engine.calls <= 6 + 2 * WIDTH
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_one_failure_of_the_machine_in_a_small_batch_is_tried_again(times: int, tmp_path: Path) -> None:
+    """Three attempts in all; the others' answers stay."""
+    broken: list[int] = []
+
+    def then(calls: int) -> None:
+        if calls >= 3 and len(broken) < times:
+            broken.append(calls)
+            raise ConnectionError("the line is down")
+
+    engine = Narrow(then)
+    engine.concurrency = 1
+    made = rehearsal(tmp_path, engine)
+    ids = list(made._examples)[:4]
+    if times == 2:
+        assert len(made.run(made.parent.prompts, ids)) == 4
+        assert engine.calls == 4
+        return
+    with pytest.raises(InfrastructureError, match=r"1 rollouts .* in 3 attempts; the last: .*the line is down"):
+        made.run(made.parent.prompts, ids)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.rpartition(":")[2])
