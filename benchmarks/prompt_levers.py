@@ -248,10 +248,10 @@ def compare(task: Task, engine: Any, way: str, seed: int, threads: int, peers: d
 
 
 SIZES: dict[str, list[dict[str, int]]] = {
-    "instructions": [{"screen": n, "examples": 3 * n} for n in (4, 8, 16, 32)],
-    "fewshot": [{"candidates": n, "examples": m} for n, m in ((2, 24), (4, 48), (8, 96), (16, 96))],
-    "knn": [{"demos": n, "examples": m} for n, m in ((2, 24), (4, 48), (8, 96), (16, 96))],
-    "choice": [{"candidates": n, "screen": m, "examples": 3 * m} for n, m in ((2, 8), (6, 16), (12, 32), (24, 32))],
+    "instructions": [{"screen": n, "examples": 3 * n} for n in (4, 12, 32)],
+    "fewshot": [{"candidates": n, "examples": m} for n, m in ((2, 24), (4, 48), (12, 96))],
+    "knn": [{"demos": n, "examples": m} for n, m in ((2, 24), (4, 48), (8, 96))],
+    "choice": [{"candidates": n, "screen": m, "examples": 3 * m} for n, m in ((2, 8), (6, 16), (12, 32))],
 }
 
 

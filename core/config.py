@@ -72,7 +72,7 @@ class PromptSettings(Settings):
     )
     headroom_candidates: int = _setting(16, "of the headroom test", ge=2)
     headroom_examples: int = _setting(48, "train examples of the headroom test", ge=4)
-    headroom_gain: float = _setting(0.05, "no go where a gain of so much is ruled out", ge=0, le=1)
+    headroom_gain: float = _setting(0.05, "no go where the 95 % interval of the gain lies below this", ge=0, le=1)
 
 
 class WeightSettings(Settings):

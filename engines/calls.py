@@ -25,6 +25,7 @@ class CallRecorder:
     order: int = 0  # the rollout's place in its run: orders the batches
     session: Any = None  # the Session that gathers its requests; None outside one
     program: Any = None  # the rollout's own copy, which names its predictors
+    inputs: Mapping[str, Any] = field(default_factory=dict)  # those of the example that the rollout is of
     unparsed: set[int] = field(default_factory=set)  # places in ``completions`` that could not be parsed
     asked: Mapping[str, Any] = field(default_factory=dict)  # the fields of the call under way
     before: int = 0  # completions before that call: its engine adds to them, or the adapter does

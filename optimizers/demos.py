@@ -13,6 +13,7 @@ from typing import Any
 import dspy
 
 from colever.optimizers.rehearsed import Rehearsed
+from colever.pipelines.rollout import plain
 
 Demo = Mapping[str, Any]
 Demos = dict[str, list[Demo]]  # predictor → demos, no two alike
@@ -23,7 +24,8 @@ def labelled_demos(program: dspy.Module, examples: Sequence[dspy.Example]) -> De
     pool: Demos = {}
     for name, predictor in program.named_predictors():
         fields = list(predictor.signature.fields)
-        rows = [{field: row[field] for field in fields} for row in examples if all(field in row for field in fields)]
+        whole = [row for row in examples if all(field in row for field in fields)]
+        rows = [{field: plain(row[field]) for field in fields} for row in whole]
         pool[name] = _distinct(rows)
     return pool
 

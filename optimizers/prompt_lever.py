@@ -179,7 +179,7 @@ def _swallowed_nothing(rehearsal: Rehearsal, proposer: Any) -> Iterator[None]:
     except BaseException as error:
         rehearsal.failed = rehearsal.failed or error  # no thread that is still at it starts another batch
         first = _first(rehearsal, proposer)
-        if isinstance(error, ColeverError | KeyboardInterrupt) or first is None:
+        if isinstance(error, ColeverError | KeyboardInterrupt) or first is None or first is error:
             raise
         raise first from error
     if (first := _first(rehearsal, proposer)) is not None:

@@ -124,7 +124,12 @@ class Rehearsal:
         """The language model that DSPy's optimizers see: its settings say at which temperature a student runs."""
         temperature, most = self.task.temperature, self.task.max_tokens
         return dspy.LM(
-            "colever/policy", engine=_NotAsked(), cache=False, temperature=temperature, max_tokens=most, num_retries=0
+            "colever/policy",
+            engine=_NotAsked(self),
+            cache=False,
+            temperature=temperature,
+            max_tokens=most,
+            num_retries=0,
         )
 
     def metric(self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> float:
@@ -325,13 +330,18 @@ class RunAhead(BaseCallback):
 class _NotAsked:
     """The engine behind ``stand_in``: a student's calls do not reach it, and whatever does is a mistake."""
 
+    def __init__(self, rehearsal: Rehearsal) -> None:
+        self._rehearsal = rehearsal
+
     def __deepcopy__(self, memo: dict[int, Any]) -> _NotAsked:
         return self
 
     def complete(self, request: Any) -> Any:
-        raise LeverError(
-            "the optimizer asked the policy to write something, not to run the program: it needs a proposer "
-            "(--prompt-model)"
+        raise self._rehearsal._fatal(
+            LeverError(
+                "the optimizer asked the policy to write something, not to run the program: it needs a proposer "
+                "(--prompt-model)"
+            )
         )
 
 

@@ -1,7 +1,8 @@
 """Demos chosen call by call: of all that a predictor has, those whose inputs are most like the call's own.
 
 Knows predictors and demos. The search is ``dspy.KNN``'s, over TF-IDF vectors of the inputs' words: a function of the
-demos alone, so that the demos are the index and a saved candidate finds the same ones everywhere.
+demos alone, so that the demos are the index and a saved candidate finds the same ones everywhere. In a rollout of an
+example that is itself among the demos (of train, in a weight round) its own is left out: it would read its answer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dspy
+
+from colever.engines.calls import current_call
 
 _WORDS = r"\w+|[^\w\s]"  # a sign is a word: 3 + 4 is not 3 * 4
 
@@ -24,15 +27,22 @@ class Nearest:
         texts = [self._text(demo) for demo in demos]
         words = TfidfVectorizer(token_pattern=_WORDS, ngram_range=(1, 2), sublinear_tf=True).fit(texts)
         rows = [dspy.Example(place=i, **self._shown(d)).with_inputs(*self._shown(d)) for i, d in enumerate(demos)]
-        self._knn = dspy.KNN(k, rows, vectorizer=lambda asked: words.transform(asked).toarray())
+        self._knn = dspy.KNN(len(rows), rows, vectorizer=lambda asked: words.transform(asked).toarray())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Nearest:
         return self
 
     def like(self, inputs: Mapping[str, Any]) -> list[Any]:
         """The k most similar, the most similar last: next to the question."""
-        found = self._knn(**self._shown(inputs))
-        return [self.demos[row.place] for row in reversed(found)]
+        ranked = [self.demos[row.place] for row in self._knn(**self._shown(inputs))]
+        return [demo for demo in ranked if not self._is_own(demo)][: self.k][::-1]
+
+    def _is_own(self, demo: Mapping[str, Any]) -> bool:
+        """Whether it shows the very inputs of the example that is run."""
+        recorder = current_call.get()
+        asked = {} if recorder is None else {name: str(value) for name, value in recorder.inputs.items()}
+        shown = self._shown(demo)
+        return bool(shown) and all(asked.get(name) == value for name, value in shown.items())
 
     def _shown(self, fields: Mapping[str, Any]) -> dict[str, str]:
         return {name: str(fields[name]) for name in self.inputs if name in fields}

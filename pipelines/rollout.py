@@ -205,7 +205,10 @@ class _OneRollout:
         lm = self.lms[job.attempt.temperature]
         program = copy_program(job.attempt.program, lm)
         short = None if self.settings["adapter"].short is None else dict[Any, Any]()
-        recorder = CallRecorder(job.seed_key, order=job.place, session=session, program=program, short_ids=short)
+        recorder = CallRecorder(
+            job.seed_key, order=job.place, session=session, program=program, short_ids=short,
+            inputs=dict(job.attempt.example.inputs()),
+        )  # fmt: skip
         token = current_call.set(recorder)
         try:
             with dspy.context(lm=lm, **self.settings):

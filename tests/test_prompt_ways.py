@@ -335,3 +335,26 @@ def test_a_journal_that_is_none_is_refused(server: ScriptedOpenAI, tmp_path: Pat
     (tmp_path / "rollouts.jsonl").write_text('{"cost": 1}\n')
     with pytest.raises(StoreError, match=r"rollouts\.jsonl cannot be read .* delete it"):
         pull(lever_of("fewshot", server), tmp_path)
+
+
+def test_an_example_is_not_shown_its_own_answer(tmp_path: Path) -> None:
+    """In a rollout of a train example that is among the demos: a weight round after ``knn`` has such."""
+    from colever.optimizers.evaluate import run_candidate
+    from colever.types import PredictorPrompt
+
+    read: list[str] = []
+
+    class Reading(ToyEngine):
+        def complete(self, request: Any) -> Any:
+            read.append(" ".join(str(message) for message in request.messages[:-1]))
+            return super().complete(request)
+
+    task = toy_task()
+    demos = tuple(dict(row.toDict()) for row in task.train[:10])
+    shown = Candidate({"solve": PredictorPrompt("Solve it.", demos, 3)})
+    run_candidate(shown, task, Reading(), task.examples("train")[:10], split="train", seed=0)
+    for prompt in read:
+        assert len(re.findall(r"\d+ \+ \d+", prompt)) == 3
+    run_candidate(shown, task, engine := Reading(), task.examples("train")[:1], split="train", seed=0)
+    assert engine.calls == 1
+    assert str(task.train[0].question) not in read[-1]

@@ -63,6 +63,9 @@ def test_a_killed_pull_repeats_nothing_that_it_had_finished(way: str, server: Sc
     process.wait()
     assert process.returncode == -signal.SIGKILL, "it had ended before the kill"
     again = finished(started(way, server, tmp_path / "cut"))
+    if way == "simba":  # what its threads ask at the same time varies, and with it how many prompt tokens are shared
+        for told in (again, whole):
+            told["spent"] = {k: told["spent"][k] for k in ("rollouts", "completion_tokens", "proposer_calls")}
     assert again == whole
     run = Counter(key for batch in batches(tmp_path / "cut") for key in batch["rollouts"])
     assert max(run.values()) == 1
