@@ -128,7 +128,8 @@ def test_workers_that_start_at_once_leave_a_manifest(tmp_path: Path) -> None:
 
 def test_a_cap_ends_the_search_of_both(tmp_path: Path) -> None:
     reports = side_by_side(*(lambda: run(tmp_path, **{"budget.rollouts": 310}) for _ in range(2)))
-    assert all(report.cost.rollouts <= 310 for report in reports)
+    in_flight = 60  # the cap may be passed by the other worker's batch under way, of which dev's is the largest
+    assert all(report.cost.rollouts <= 310 + in_flight for report in reports)
     assert timeless(to_json(reports[0]))["arms"] == timeless(to_json(reports[1]))["arms"]
     more = run(tmp_path)
     assert [arm.schedule for arm in more.arms] == ["p", "w", "p,w", "w,p"]
