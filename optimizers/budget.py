@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Mapping
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 from colever.config import check_caps
 from colever.errors import BudgetExhausted
@@ -26,13 +27,18 @@ class Shared(Protocol):
         """This ledger has changed."""
         ...
 
+    def reserving(self) -> AbstractContextManager[Any]:
+        """Around a look at what the others have and a reservation that is told: one process at a time."""
+        ...
+
 
 class Budget:
     """Caps on any field of Cost; none given, none kept. A slice charges its parent too.
 
-    With ``shared`` the caps hold for all processes together, each of which may have one batch in flight. The machine's
-    time counts towards caps in dollars at ``dollars_per_hour``; ``spent.dollars`` is without it, so that what is stored
-    does not depend on a price.
+    With ``shared`` the caps hold for all processes together: rollouts that one has reserved count for the others; of
+    what is known afterwards alone (tokens, seconds) each may have one batch in flight. The machine's time counts
+    towards caps in dollars at ``dollars_per_hour``; ``spent.dollars`` is without it, so that what is stored does not
+    depend on a price.
     Raises UsageError for an unknown key or a cap that is not above 0.
     """
 
@@ -47,6 +53,7 @@ class Budget:
         check_caps(caps or {})
         self.caps = dict(caps or {})
         self.spent = Cost()
+        self.reserved = 0  # rollouts of batches that are under way
         self._parent = parent
         self._shared = shared if self.caps else None
         self._rate = dollars_per_hour
@@ -59,6 +66,16 @@ class Budget:
         by which a cap is passed.
         """
         check_caps(dict.fromkeys(amounts, 1))
+        with self._shared.reserving() if self._shared else nullcontext():
+            self._check(amounts)
+            if self._parent is not None:
+                self._parent.reserve(**amounts)
+            with self._booking:
+                self.reserved += int(amounts.get("rollouts", 0))
+            if self._shared is not None:
+                self._shared.tell()
+
+    def _check(self, amounts: Mapping[str, float]) -> None:
         all_spent = self.spent + self._shared.elsewhere() if self._shared else self.spent
         spent = dataclasses.asdict(all_spent.priced(self._rate))
         for key, cap in self.caps.items():
@@ -66,13 +83,12 @@ class Budget:
             if spent[key] >= cap or spent[key] + wanted > cap:
                 more = f", the next batch needs {wanted:,.0f}" if wanted else ""
                 raise BudgetExhausted(f"budget: {key}={_said(cap)} is reached: {_said(spent[key])} spent{more}", self)
-        if self._parent is not None:
-            self._parent.reserve(**amounts)
 
     def charge(self, cost: Cost) -> None:
         """Book what a batch cost."""
         with self._booking:
             self.spent = self.spent + cost
+            self.reserved = max(0, self.reserved - cost.rollouts)
         if self._shared is not None:
             self._shared.tell()
         if self._parent is not None:

@@ -50,13 +50,13 @@ def metered(engine: TransformersEngine, rollouts: int, budget: Budget | None = N
     if budget is not None:
         budget.reserve(rollouts=rollouts)
     meter, before, started = Meter(), engine.meter, time.monotonic()
+    done = False
     try:
         yield meter
-    except BaseException:
-        rollouts = rollouts if engine.meter != before else 0
-        raise
+        done = True
     finally:
         spent = engine.meter - before
+        rollouts = rollouts if done or engine.meter != before else 0
         meter.cost = replace(spent, rollouts=rollouts, seconds=time.monotonic() - started)
         if budget is not None:
             budget.charge(meter.cost)

@@ -7,6 +7,9 @@ they are first seen; what is in flight elsewhere counts against the caps, but is
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -40,7 +43,7 @@ class Ledger:
 
     def mark(self) -> None:
         """A trial begins: what is spent from now on is in flight until its round has ended."""
-        self._mark = self.budget.spent
+        self._mark, self.budget.reserved = self.budget.spent, 0
 
     def charge(self, name: str, cost: Cost) -> None:
         """A cost that was paid elsewhere or before, once for each name."""
@@ -99,7 +102,13 @@ class Ledger:
     def tell(self) -> None:
         """The other workers, what is on this ledger; nobody asks where there are no caps."""
         if self.budget.caps and self._open:
-            self._workers.publish({**self._charged, FLYING: self.budget.spent - self._mark})
+            flying = self.budget.spent - self._mark
+            flying = replace(flying, rollouts=flying.rollouts + self.budget.reserved)
+            self._workers.publish({**self._charged, FLYING: flying})
+
+    def reserving(self) -> AbstractContextManager[Any]:
+        """One worker at a time looks and reserves; nobody waits where there are no others to count."""
+        return self._workers.reserving() if self._open else nullcontext()
 
     def _paid_elsewhere(self) -> dict[str, Cost]:
         """By what for. A worker that is gone has spent what it had booked; what it had in flight is counted anew."""

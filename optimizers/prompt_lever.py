@@ -176,7 +176,7 @@ def _swallowed_nothing(rehearsal: Rehearsal, proposer: Any) -> Iterator[None]:
     """What failed in a rollout or at the proposer is what the pull fails with, whatever DSPy's loops made of it."""
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # an interrupt too: threads that still wait are told, then it goes on up
         rehearsal.failed = rehearsal.failed or error  # no thread that is still at it starts another batch
         first = _first(rehearsal, proposer)
         if isinstance(error, ColeverError | KeyboardInterrupt) or first is None or first is error:

@@ -78,6 +78,10 @@ class Workers:
         """The lock to write under: the others wait."""
         return self._writer
 
+    def reserving(self) -> FileLock:
+        """The lock to reserve under, a new one: threads of one worker wait for each other too."""
+        return FileLock(self.folder / "reserving")
+
     @contextmanager
     def finishing(self, on_wait: Callable[[], None]) -> Iterator[None]:
         """Ends the study alone: the others wait, are told so, and then find all of it done."""

@@ -11,6 +11,7 @@ import dis
 import functools
 import hashlib
 import inspect
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from colever.tasks.description import describe, is_own, source_file
 from colever.types import digest_of
 
 _LIBRARIES = {"dspy", "builtins", "pydantic", "typing", "functools"}
+_PARSING = threading.Lock()  # Python 3.11 parses in one thread at a time, or raises SystemError
 _USER_TASK = "colever_user_task_"  # the prefix under which load.py imports a task's file
 
 
@@ -131,7 +133,8 @@ def _with_imports(files: Iterable[SourceFile]) -> set[SourceFile]:
 def _imported(file: SourceFile) -> Iterator[str]:
     """Dotted names of what a file may import; ``from a import b`` may mean the module ``a.b``."""
     try:
-        tree = ast.parse(file.path.read_bytes())
+        with _PARSING:
+            tree = ast.parse(file.path.read_bytes())
     except (SyntaxError, ValueError):  # never imported, then
         return
     package = file.name.split(".") if file.path.name == "__init__.py" else file.name.split(".")[:-1]

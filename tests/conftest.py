@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,38 @@ def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("empty")
     store.open_client(home)
     return home
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_checkpoint: Path):
+    """An engine on ``tiny_checkpoint`` for one file's tests; see ``base_weights``."""
+    from colever.engines.lm import open_engine
+
+    return open_engine(tiny_checkpoint)
+
+
+@pytest.fixture
+def base_weights(engine) -> None:
+    """Each test begins with the engine's own weights, whatever the one before it trained."""
+    from colever.types import Weights
+
+    engine.load(Weights())
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """``colever`` with these arguments, in this process: exit status, stdout, stderr."""
+    from colever import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["colever", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call

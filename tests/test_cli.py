@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from colever import cli
-
 Run = Callable[..., tuple[int, str, str]]
 
 TASK = """
@@ -48,24 +46,6 @@ two = dataclasses.replace(task, program=Stubborn, rubric=Rubric([Criterion("two"
 def broken():
     raise RuntimeError("not today")
 """
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """``colever`` with these arguments, in this process: exit status, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["colever", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
 
 
 def one_line(text: str) -> str:

@@ -33,6 +33,8 @@ from colever.tasks.rubric import Criterion, Rubric
 from colever.tasks.task import Task
 from colever.types import Candidate, PredictorPrompt, Rollout, Score, Weights
 
+pytestmark = pytest.mark.usefixtures("base_weights")
+
 PROGRAMS = {"loop": Loop, "twins": Twins, "branch": Branch, "agent": Agent}
 
 
@@ -55,16 +57,6 @@ def shapes_task(program: type[dspy.Module]) -> Task:
 def engines(talker_checkpoint, tmp_path_factory):
     talker, actor = open_engine(talker_checkpoint), open_engine(write_actor(tmp_path_factory.mktemp("actor")))
     return {"agent": actor} | dict.fromkeys(("loop", "twins", "branch"), talker)
-
-
-@pytest.fixture(scope="module")
-def engine(tiny_checkpoint):
-    return open_engine(tiny_checkpoint)
-
-
-@pytest.fixture(autouse=True)
-def _base_weights(engine):
-    engine.load(Weights())
 
 
 def roll(engine, program: dspy.Module, task: Task, samples: int = 4, **options) -> list[Rollout]:

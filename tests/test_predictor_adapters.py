@@ -27,6 +27,8 @@ from colever.tasks.rubric import Criterion, Rubric
 from colever.tasks.task import Task
 from colever.types import Candidate, Weights
 
+pytestmark = pytest.mark.usefixtures("base_weights")
+
 NAMES = ["first", "inner.second"]
 
 
@@ -91,16 +93,6 @@ def pair_task(program=Pair, check=opposite, **changes) -> Task:
 
 def each(**changes) -> WeightSettings:
     return settings(**{"peft": "lora", "adapters": "per_predictor", "lora_rank": 4, "lora_alpha": 8, **changes})
-
-
-@pytest.fixture(scope="module")
-def engine(tiny_checkpoint):
-    return open_engine(tiny_checkpoint)
-
-
-@pytest.fixture(autouse=True)
-def _base_weights(engine):
-    engine.load(Weights())
 
 
 @pytest.fixture(scope="module")

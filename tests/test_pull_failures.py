@@ -9,10 +9,11 @@ import torch
 from small_disk import small_disk
 from test_weight_lever import improve, make_task, parameters, settings, vowel_share
 
-from colever.engines.lm import open_engine
 from colever.errors import LeverError
 from colever.optimizers.checkpoint import SEAL
 from colever.types import Weights
+
+pytestmark = pytest.mark.usefixtures("base_weights")
 
 
 class Counted:
@@ -28,16 +29,6 @@ class Counted:
             if self.calls == self.at:
                 self.then()
         return vowel_share(example, prediction, steps)
-
-
-@pytest.fixture(scope="module")
-def engine(tiny_checkpoint):
-    return open_engine(tiny_checkpoint)
-
-
-@pytest.fixture(autouse=True)
-def _base_weights(engine):
-    engine.load(Weights())
 
 
 def undisturbed(engine, folder, how):

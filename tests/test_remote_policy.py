@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,6 @@ import pytest
 from scripted_openai import BROKEN, EMPTY, HANG, MALFORMED, NO_CHOICES, TOO_MANY, Fault, ScriptedOpenAI
 from toy import GOOD, toy_task
 
-from colever import cli
 from colever.config import RemoteSettings, SweepConfig
 from colever.engines.lm import open_policy
 from colever.engines.remote import RemoteEngine
@@ -75,18 +73,11 @@ def server() -> Iterator[ScriptedOpenAI]:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """``colever`` with these arguments, in this process: exit status, stdout, stderr on one line."""
+def run(run: Run) -> Run:
+    """The same with stderr on one line."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["colever", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as ended:
-            status = int(ended.code or 0)
-        out, err = capsys.readouterr()
+        status, out, err = run(*arguments)
         return status, out, " ".join(err.split())
 
     return call

@@ -12,7 +12,6 @@ from conformance import LeverConformance
 from dspy.utils.exceptions import AdapterParseError
 
 from colever.config import WeightSettings
-from colever.engines.lm import open_engine
 from colever.engines.weights import ADAPTER_FILE
 from colever.errors import BudgetExhausted, LeverError
 from colever.optimizers.budget import Budget
@@ -25,6 +24,8 @@ from colever.optimizers.weight_lever import WeightLever, hold_out, trainer_setti
 from colever.tasks.rubric import Criterion, Rubric
 from colever.tasks.task import Task
 from colever.types import Weights
+
+pytestmark = pytest.mark.usefixtures("base_weights")
 
 
 class Say(dspy.Signature):
@@ -84,16 +85,6 @@ def improve(
     task = task or make_task()
     candidate = parent or task.base_candidate()
     return WeightLever(how).improve(candidate, task, engine, budget or Budget(), 3, workdir, NullProgress())
-
-
-@pytest.fixture(scope="module")
-def engine(tiny_checkpoint):
-    return open_engine(tiny_checkpoint)
-
-
-@pytest.fixture(autouse=True)
-def _base_weights(engine):
-    engine.load(Weights())
 
 
 def parameters(engine) -> dict[str, torch.Tensor]:
