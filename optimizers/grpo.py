@@ -238,7 +238,9 @@ class ProgramTrainer(LoopTrainer):
         tree = prefix_tree(input_ids, attention_mask, logits_to_keep)
         shared, padded = branch_work(tree), row_work(tree.groups, input_ids.device.type != "cuda")
         flops = [self._shape.flops(w.tokens, w.pairs, w.heads) for w in (shared, padded)]
-        branches = self._branches and flops[0] <= flops[1]
+        # padded rows may need fewer FLOPs and still more memory than the part was cut for
+        fits = padded.tokens <= max(shared.tokens, self.settings.part_tokens(self.accelerator.device))
+        branches = self._branches and (flops[0] <= flops[1] or not fits)
         self._count(flops[0 if branches else 1])
         if not branches:
             logps, entropies, aux = super()._get_per_token_logps_and_entropies(

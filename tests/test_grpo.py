@@ -288,6 +288,24 @@ def test_shared_prefixes_and_padded_rows_agree(model, tokenizer, tmp_path):
     assert 0 < shared.flops < padded.flops
 
 
+def test_padded_rows_that_need_fewer_flops_but_too_much_memory_stay_shared(model, tokenizer, tmp_path):
+    """Rows of one length need no mask, so that padded they attend to half of what packed ones do: here for 3/2 of the
+    tokens, which a part has room for or not."""
+    g = torch.Generator().manual_seed(0)
+    preamble, *own = (torch.randint(0, 250, (size,), generator=g).tolist() for size in (500, 4000, 4000))
+    prompts = [(*preamble, *ids) for ids in own]
+    batch = make_batch([
+        Row((f"e{p}", "p", 0), i, prompts[p], (1, 2), (-1.0, -1.0), 0.0, 1.0, 1.0) for i, p in enumerate((0, 0, 1))
+    ])  # fmt: skip
+    roomy = trainer(other := copy.deepcopy(model), tokenizer, tmp_path / "1", batch, max_tokens=20_000)
+    tight = trainer(model, tokenizer, tmp_path / "2", batch, max_tokens=9_000)
+    gradients(other, roomy)
+    gradients(model, tight)
+    assert roomy.computed_tokens == 3 * 4502
+    assert tight.computed_tokens < 9_000
+    assert roomy.flops < tight.flops
+
+
 def test_constant_groups_count_in_the_divisor(model, tokenizer, tmp_path):
     """Rows with advantage 0 left out, or left in: the same gradient."""
     rows = make_rows()
