@@ -226,8 +226,11 @@ class _OneRollout:
             return self._rollout(job, program, recorder, score, {}, failure, reason)
         if not isinstance(prediction, dspy.Prediction):
             raise TaskError(f"the program returned {type(prediction).__name__}; accepted: a dspy.Prediction")
-        steps = _steps(program, recorder)
-        score = self.score(job.attempt.example, prediction, steps)
+        try:
+            score = self.score(job.attempt.example, prediction, _steps(program, recorder))
+        except InfrastructureError as error:  # a judge or a sandbox that broke says nothing of what the model wrote
+            reason = f"scoring: {_first_line(error)}"
+            return self._rollout(job, program, recorder, None, _outputs(prediction), "infrastructure", reason)
         return self._rollout(job, program, recorder, score, _outputs(prediction), None, "")
 
     def _failure(self, error: Exception, recorder: CallRecorder) -> Any:

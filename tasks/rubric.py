@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import dspy
 
-from colever.errors import TaskError
+from colever.errors import InfrastructureError, TaskError
 from colever.tasks.source import code_digest
 from colever.types import Score, Step, digest_of
 
@@ -56,7 +56,8 @@ class Rubric:
     def score(self, example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[Step]) -> Score:
         """The score of one rollout that produced a prediction.
 
-        Raises TaskError, naming the criterion, if a criterion raises or returns anything outside [0, 1].
+        Raises TaskError, naming the criterion, if a criterion raises or returns anything outside [0, 1];
+        InfrastructureError, which makes no score, if what a criterion asks (a judge, a server) is broken.
         """
         values = {c.name: self._value(c, example, prediction, steps) for c in self.criteria}
         total = sum(c.weight * values[c.name] for c in self.criteria) / self._total_weight
@@ -93,6 +94,8 @@ class Rubric:
     def _value(c: Criterion, example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[Step]) -> float:
         try:
             value = float(c.check(example, prediction, steps))
+        except InfrastructureError:
+            raise
         except Exception as error:
             raise TaskError(f"criterion {c.name!r} raised {type(error).__name__}: {error}") from error
         if not 0.0 <= value <= 1.0:  # also refuses NaN

@@ -12,7 +12,7 @@ from typing import Any
 
 import dspy
 
-from colever.errors import TaskError
+from colever.errors import InfrastructureError, TaskError
 from colever.split import Split
 from colever.tasks.rubric import Rubric
 from colever.tasks.source import code_digest, contents_digest, source_digest
@@ -77,6 +77,8 @@ class Task:
             return score
         try:
             gold = float(self.gold(example, prediction))
+        except InfrastructureError:
+            raise
         except Exception as error:
             raise TaskError(f"gold of task {self.name!r} raised {type(error).__name__}: {error}") from error
         if not 0.0 <= gold <= 1.0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -16,6 +17,7 @@ from colever.engines.lm import engine_lm
 from colever.errors import InfrastructureError, TaskError, UsageError
 from colever.pipelines.prompts import apply_prompts, read_prompts
 from colever.pipelines.rollout import plain, run_rollouts
+from colever.tasks.rubric import Criterion, Rubric
 from colever.types import PredictorPrompt, Rollout, Score
 
 EXAMPLES = [(f"e{i}", dspy.Example(question=f"{i} + 1", answer=i + 1).with_inputs("question")) for i in range(6)]
@@ -206,6 +208,23 @@ def test_an_error_of_the_scoring_code_stops_the_run(lm: dspy.LM) -> None:
 
     with pytest.raises(TaskError, match=r"returned 2\.0"):
         run(lm, score=bad)
+
+
+def test_a_judge_that_breaks_while_scoring_makes_no_score(lm: dspy.LM) -> None:
+    calls = itertools.count(1)
+
+    def judged(example: dspy.Example, prediction: dspy.Prediction, steps: Any) -> float:
+        if next(calls) % 12 == 0:
+            raise InfrastructureError("the judge answers 503")
+        return score(example, prediction, steps).total
+
+    rubric = Rubric([Criterion("judged", judged)])
+    rollouts = run(lm, samples=8, score=rubric.score)
+    broken = [r for r in rollouts if r.failure == "infrastructure"]
+    assert broken
+    assert all(r.score is None and r.reason == "scoring: the judge answers 503" for r in broken)
+    assert all(r.steps and r.outputs for r in broken)  # what the model did is known all the same
+    assert all(r.score is not None for r in rollouts if r.failure != "infrastructure")
 
 
 def test_an_interrupt_during_a_batch_ends_every_thread(lm: dspy.LM, monkeypatch: pytest.MonkeyPatch) -> None:
