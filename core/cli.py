@@ -43,6 +43,10 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="seed, a checkpoint folder, a hub name, or api:openai/gpt-5-mini (docs/remote.md)."),
 ]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Rows of gsm8k, banking77, …: a file, or a folder; default: the hub."),
+]
 PromptModelOption = Annotated[
     str | None,
     typer.Option("--prompt-model", help="Who writes prompts: policy, openai/gpt-5-mini, or NAME@http://HOST:PORT/v1."),
@@ -65,20 +69,23 @@ HOME = Path("mlruns")
 
 @app.command(epilog="Example: colever tasks")
 def tasks(as_json: JsonOption = False) -> None:
-    """List the bundled tasks."""
-    from colever.tasks.load import BUNDLED
+    """List the bundled tasks, and those whose rows are published elsewhere."""
+    from colever.tasks.load import BUNDLED, PUBLISHED
 
     if as_json:
-        console.show_json(dict(BUNDLED))
+        console.show_json(BUNDLED | PUBLISHED)
         return
     for name, text in BUNDLED.items():
         console.show(f"[bold]{name:12}[/] {text}")
+    for name, text in PUBLISHED.items():
+        console.show(f"[bold]{name:12}[/] {text} [dim](rows: --data, or the hub)[/]")
 
 
 @app.command("eval", epilog="Example: colever eval arithmetic --split dev --limit 64")
 def evaluate_command(
     task: TaskArgument,
     split: Annotated[str, typer.Option("--split", help="train, dev, test or a watched split.")] = "dev",
+    data: DataOption = None,
     model: ModelOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N examples.")] = None,
     candidate: Annotated[
@@ -90,7 +97,7 @@ def evaluate_command(
     as_json: JsonOption = False,
 ) -> None:
     """Score the program on one split: the base, or a candidate."""
-    resolved = _config(config, settings, None, task=task, model=model, seed=seed)
+    resolved = _config(config, settings, None, task=task, data=data, model=model, seed=seed)
     with interruptible("nothing was stored"):
         loaded, engine = open_study(resolved)
         if split not in ("train", "dev", "test", *loaded.watched):
@@ -111,6 +118,7 @@ def evaluate_command(
 def optimize(
     task: TaskArgument,
     schedule: Annotated[str, typer.Option("--schedule", help="Levers in order, p and w, or adaptive.")] = "p,w",
+    data: DataOption = None,
     model: ModelOption = None,
     study: StudyOption = None,
     seed: SeedOption = None,
@@ -126,7 +134,7 @@ def optimize(
 
     check_schedule(schedule)
     resolved = _config(
-        config, settings, budget, prompt_model, task=task, model=model, study=study, seed=seed, trials=1,
+        config, settings, budget, prompt_model, task=task, data=data, model=model, study=study, seed=seed, trials=1,
         schedules=[schedule],
     )  # fmt: skip
     if resolved.study is None:
@@ -139,6 +147,7 @@ def optimize(
 def sweep(
     task: Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, all of them (all), or my_task.py:task.")],
     trials: Annotated[int | None, typer.Option("--trials", help="The arms first, then searched ones.")] = None,
+    data: DataOption = None,
     model: ModelOption = None,
     study: StudyOption = None,
     seed: SeedOption = None,
@@ -161,7 +170,7 @@ def sweep(
     from colever.tasks.load import BUNDLED
 
     def resolved(name: str) -> SweepConfig:
-        flags = {"task": name, "model": model, "study": study, "seed": seed, "trials": trials}
+        flags = {"task": name, "data": data, "model": model, "study": study, "seed": seed, "trials": trials}
         return _config(config, settings, budget, prompt_model, **flags)
 
     configs = several([resolved(name) for name in (BUNDLED if task == "all" else [task])], seeds)
@@ -328,6 +337,8 @@ def _config(
 
     caps = {f"budget.{key}": value for key, value in parse_pairs(budget or [], "--budget").items()}
     asked = {} if prompt_model is None else {"proposer.model": prompt_model}
+    if flags.get("data") is not None:
+        flags["data"] = str(flags["data"])
     return load_config(file, flags=flags, overrides={**parse_pairs(settings or [], "--set"), **asked, **caps})
 
 

@@ -182,7 +182,8 @@ def parse_schedule(text: str) -> tuple[Literal["prompt", "weights"], ...]:
 class SweepConfig(Settings):
     """One study: what ``colever sweep`` and ``colever optimize`` run, saved with it as ``config.yaml``."""
 
-    task: str = Field(description="a bundled task, or a file as my_task.py:task")
+    task: str = Field(description="a bundled or published task, or a file as my_task.py:task")
+    data: str | None = _setting(None, "file or folder with a published task's rows; unset: the hub")
     model: str = _setting(
         "seed", "seed, a checkpoint folder, a hub name, or a model behind an API: api:openai/gpt-5-mini"
     )

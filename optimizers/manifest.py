@@ -18,8 +18,11 @@ from colever.optimizers.evaluate import Grounds
 TIMES = {"seconds", "dollars", "expected"}
 
 
-def manifest(config: SweepConfig, grounds: Grounds) -> dict[str, Any]:
-    """As JSON. ``commit`` is the working folder's, null outside of git; ``changed``: it was not clean."""
+def manifest(config: SweepConfig, grounds: Grounds, origin: str = "") -> dict[str, Any]:
+    """As JSON. ``commit`` is the working folder's, null outside of git; ``changed``: it was not clean.
+
+    ``origin`` says where the task's rows are from.
+    """
     import torch
 
     commit = _git("rev-parse", "HEAD")
@@ -27,6 +30,7 @@ def manifest(config: SweepConfig, grounds: Grounds) -> dict[str, Any]:
         "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "config": config.model_dump(mode="json"),
         "task": grounds.task,
+        "origin": origin,
         "engine": grounds.engine,
         "versions": dict(grounds.versions) | {name: version(name) for name in ("optuna", "mlflow")},
         "commit": commit,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -18,25 +19,44 @@ BUNDLED = {
     "lookup": "an agent that calls a tool over a small knowledge base, one or two hops: both",
     "routing": "a ticket's topic, mapped to a team by an arbitrary code book: knowledge",
 }
+PUBLISHED = {
+    "banking77": "a bank customer's message and its intent, of 77; banking77-5: the 5 most frequent, routed to teams",
+    "gsm8k": "grade-school word problems",
+    "hover": "claims whose evidence is found in four hops over a corpus",
+}  # whose rows come from --data or the hub
 SMALLEST_SPLIT = 2
 
 
-def load_task(name: str) -> Task:
+def load_task(name: str, data: str | None = None) -> Task:
     """A bundled task by name, or the attribute of a Python file given as ``file.py:attribute``.
 
-    Raises TaskError that names what is wrong and what would be accepted.
+    ``data`` is the file or folder with a published task's rows; None: the hub. In a Python file a function of one
+    argument, ``data``, may make the task. Raises TaskError that names what is wrong and what would be accepted.
     """
+    published, _, size = name.partition("-")
     if name in BUNDLED:
         task = import_module(f"colever.tasks.{name}").task
+    elif name in PUBLISHED:
+        return _checked(import_module(f"colever.tasks.{name}").task(data))
+    elif published == "banking77" and size.isdecimal():
+        return _checked(import_module("colever.tasks.banking77").restricted(data, int(size)))
     elif ":" in name or name.endswith(".py"):
-        task = _from_file(name)
+        return _checked(_from_file(name, data))
     else:
-        raise TaskError(f"unknown task {name!r}; accepted: {', '.join(BUNDLED)}, or a file as my_task.py:task")
+        raise TaskError(
+            f"unknown task {name!r}; accepted: {', '.join([*BUNDLED, *PUBLISHED])}, or a file as my_task.py:task"
+        )
+    if data is not None:
+        raise TaskError(f"--data {data}: task {name!r} makes its own rows; accepted: with {', '.join(PUBLISHED)}")
+    return _checked(task)
+
+
+def _checked(task: Task) -> Task:
     check_task(task)
     return task
 
 
-def _from_file(name: str) -> Task:
+def _from_file(name: str, data: str | None) -> Task:
     file, _, attribute = name.partition(":")
     path, attribute = Path(file), attribute or "task"
     if not path.is_file():
@@ -58,8 +78,12 @@ def _from_file(name: str) -> Task:
     if found is None:
         tasks = [k for k, v in vars(module).items() if isinstance(v, Task)]
         raise TaskError(f"task file {file} has no {attribute!r}; tasks in it: {', '.join(tasks) or 'none'}")
+    made = callable(found) and not isinstance(found, Task)
+    takes_data = made and "data" in inspect.signature(found).parameters
+    if data is not None and not takes_data:
+        raise TaskError(f"--data {data}: {file}:{attribute} takes none; accepted: a function with an argument data")
     try:
-        task = found() if callable(found) and not isinstance(found, Task) else found
+        task = (found(data=data) if takes_data else found()) if made else found
     except Exception as error:
         raise TaskError(f"{file}:{attribute} raised {type(error).__name__}: {error}") from error
     if not isinstance(task, Task):

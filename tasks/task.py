@@ -29,7 +29,7 @@ class Task:
     ``train / dev / test`` are lists of ``dspy.Example`` with inputs marked (``.with_inputs``); an example's id is
     its field ``id`` where it has one, else ``<split>-<row>``. ``gold`` is a truth metric in [0, 1] that no lever,
     acceptance or pruning reads. ``instructions`` offers further wordings per predictor, ``watched`` further splits
-    that only the report reads. ``max_tokens`` bounds each completion.
+    that only the report reads. ``max_tokens`` bounds each completion. ``origin`` says where the rows are from.
 
     A finished round is reused while the task's digest is the same. The digest sees the examples, the rubric, the
     program with what its attributes hold, the files that define its code and those that they import from beside them,
@@ -51,6 +51,7 @@ class Task:
     max_tokens: int = 256
     temperature: float = 0.0  # decoding of every evaluation; 0 = greedy
     depends_on: Sequence[Path | str] = ()
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if taken := [split for split in SPLITS if split in self.watched]:
