@@ -58,4 +58,4 @@ class Normalized:
 
     def _equal(self, text: str, label: str) -> bool:
         one, other = (normal_form(t, self.case, self.punctuation, self.articles) for t in (text, label))
-        return one == other if other else text.strip() == label.strip()  # a label of nothing but marks counts as it is
+        return one == other

@@ -14,14 +14,18 @@ _IN_NUMBER = re.compile(
 def normal_form(text: str, case: bool = False, punctuation: bool = False, articles: bool = False) -> str:
     """NFKC, no invisible characters, single spaces; case, punctuation and English articles go unless they count.
 
-    Signs and decimal marks of numbers stay: ``-5`` is not ``5``.
+    Signs and decimal marks of numbers stay (``-5`` is not ``5``), and so does what would leave nothing (``A``, ``?``).
     """
     text = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
     text = "".join(_visible(c) for c in text)
     text = text if case else unicodedata.normalize("NFKC", text.casefold())
-    text = text if punctuation else _without_punctuation(text)
-    text = text if articles else _ARTICLES.sub(" ", text)
+    text = text if punctuation else _rest(_without_punctuation(text), text)
+    text = text if articles else _rest(_ARTICLES.sub(" ", text), text)
     return " ".join(text.split())
+
+
+def _rest(less: str, text: str) -> str:
+    return less if less.strip() else text
 
 
 def _visible(character: str) -> str:
