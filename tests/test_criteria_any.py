@@ -39,13 +39,15 @@ SETTINGS: dict[str, list[dict]] = {
                {"field": "*", "high": 9, "unit": "characters"}],
     "truncation": [{}, {"predictor": "act"}],
     "called": [{}, {"tool": "answer", "least": 2, "most": 3, "predictor": "act"}],
-    "arguments_valid": [{"tools": '{"answer": ["answer"]}'}, {"tools": '{"answer": {"minProperties": 1}}', "empty": 1.0},
+    "arguments_valid": [{"tools": '{"answer": ["answer"]}'},
+                        {"tools": '{"answer": {"minProperties": 1}}', "empty": 1.0},
                         {"tools": '{"yes": []}', "predictor": "act"}],
     "result_used": [ANSWER, {**ANSWER, "observations": "passages", "letters": 1}],
     "citation": [ANSWER, {**ANSWER, "measure": "f1", "gold": "gold"},
                  {**ANSWER, "measure": "recall", "gold": "items"}],
     "set_f1": [{**ANSWER, "label": "items"},
                {**ANSWER, "label": "items", "measure": "exact", "normalize": False}],
+    "math": [{**ANSWER, "label": "formula", "seconds": 1}],
     "similarity": [ANSWER, {**ANSWER, "method": "characters", "floor": 0.2}],
 }  # fmt: skip
 CASES = [(kind, settings) for kind, several in SETTINGS.items() for settings in several]

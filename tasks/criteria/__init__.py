@@ -9,6 +9,7 @@ from colever.tasks.criteria.json_text import Json
 from colever.tasks.criteria.length import Length, Truncation
 from colever.tasks.criteria.markup import Xml
 from colever.tasks.criteria.match import Exact, Normalized
+from colever.tasks.criteria.mathematics import Math
 from colever.tasks.criteria.number import Number
 from colever.tasks.criteria.pattern import Regex
 from colever.tasks.criteria.set_f1 import SetF1
@@ -32,4 +33,5 @@ KINDS: dict[str, type] = {
     "citation": Citation,
     "set_f1": SetF1,
     "similarity": Similarity,
+    "math": Math,
 }

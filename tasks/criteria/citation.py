@@ -25,10 +25,10 @@ class Citation:
     """How what the field cites, as ``[2]``, ``[1, 3]``, ``[2-4]`` or ``[doc7]``, stands to the passages that it had.
 
     ``measure``: ``exist``, the share of the cited that were retrieved; or ``precision``, ``recall`` or ``f1`` of the
-    cited against the example's field ``gold``. ``passages`` is a field of the prediction, or else of the example: a list
-    of texts or of objects with an ``id`` or ``title``. A number is a place in the list, from ``first``, unless it is an
-    id. Gold passages are given by place, id, title or text. ``empty``: what an answer without citations is worth (for
-    recall: 0). A passage cited that does not exist counts against precision.
+    cited against the example's field ``gold``. ``passages`` is a field of the prediction, or else of the example: a
+    list of texts or of objects with an ``id`` or ``title``. A number is a place in the list, from ``first``, unless it
+    is an id. Gold passages are given by place, id, title or text. ``empty``: what an answer without citations is worth
+    (for recall: 0). A passage cited that does not exist counts against precision.
 
     Range: [0, 1]. Reads: the field, the passages, gold. Cost: none.
     """
