@@ -11,6 +11,7 @@ import typer
 
 from colever import console
 from colever.errors import ColeverError, UsageError
+from colever.rubric_commands import RubricOption
 from colever.seed_commands import seed_app
 from colever.shown import (
     show_comparison,
@@ -79,6 +80,7 @@ def tasks(as_json: JsonOption = False) -> None:
 def evaluate_command(
     task: TaskArgument,
     split: Annotated[str, typer.Option("--split", help="train, dev, test or a watched split.")] = "dev",
+    rubric: RubricOption = None,
     model: ModelOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N examples.")] = None,
     candidate: Annotated[
@@ -90,7 +92,7 @@ def evaluate_command(
     as_json: JsonOption = False,
 ) -> None:
     """Score the program on one split: the base, or a candidate."""
-    resolved = _config(config, settings, None, task=task, model=model, seed=seed)
+    resolved = _config(config, settings, None, task=task, rubric=rubric, model=model, seed=seed)
     with interruptible("nothing was stored"):
         loaded, engine = open_study(resolved)
         if split not in ("train", "dev", "test", *loaded.watched):
@@ -111,6 +113,7 @@ def evaluate_command(
 def optimize(
     task: TaskArgument,
     schedule: Annotated[str, typer.Option("--schedule", help="Levers in order, p and w, or adaptive.")] = "p,w",
+    rubric: RubricOption = None,
     model: ModelOption = None,
     study: StudyOption = None,
     seed: SeedOption = None,
@@ -126,8 +129,8 @@ def optimize(
 
     check_schedule(schedule)
     resolved = _config(
-        config, settings, budget, prompt_model, task=task, model=model, study=study, seed=seed, trials=1,
-        schedules=[schedule],
+        config, settings, budget, prompt_model, task=task, rubric=rubric, model=model, study=study, seed=seed,
+        trials=1, schedules=[schedule],
     )  # fmt: skip
     if resolved.study is None:
         name = f"{resolved.study_name}-{schedule.replace(',', '').replace(' ', '').replace('->', '')}"
@@ -139,6 +142,7 @@ def optimize(
 def sweep(
     task: Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, all of them (all), or my_task.py:task.")],
     trials: Annotated[int | None, typer.Option("--trials", help="The arms first, then searched ones.")] = None,
+    rubric: RubricOption = None,
     model: ModelOption = None,
     study: StudyOption = None,
     seed: SeedOption = None,
@@ -161,7 +165,7 @@ def sweep(
     from colever.tasks.load import BUNDLED
 
     def resolved(name: str) -> SweepConfig:
-        flags = {"task": name, "model": model, "study": study, "seed": seed, "trials": trials}
+        flags = {"task": name, "rubric": rubric, "model": model, "study": study, "seed": seed, "trials": trials}
         return _config(config, settings, budget, prompt_model, **flags)
 
     configs = several([resolved(name) for name in (BUNDLED if task == "all" else [task])], seeds)

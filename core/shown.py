@@ -89,7 +89,8 @@ def stored_task(folder: StudyFolder) -> Task:
     from colever.loading import load_config
     from colever.tasks.load import load_task
 
-    task, state = load_task(load_config(folder.path / "config.yaml").task), folder.state()
+    config, state = load_config(folder.path / "config.yaml"), folder.state()
+    task = load_task(config.task, config.rubric)
     if state is None or task.digest() != state.grounds.task:
         raise TaskError(f"task {task.name!r} is not the one that study {folder.name!r} was run on")
     return task

@@ -10,6 +10,7 @@ from pathlib import Path
 import dspy
 
 from colever.errors import TaskError
+from colever.tasks.rubric_file import with_rubric
 from colever.tasks.task import SPLITS, Task
 from colever.types import digest_of
 
@@ -21,10 +22,11 @@ BUNDLED = {
 SMALLEST_SPLIT = 2
 
 
-def load_task(name: str) -> Task:
+def load_task(name: str, rubric: str | None = None) -> Task:
     """A bundled task by name, or the attribute of a Python file given as ``file.py:attribute``.
 
-    Raises TaskError that names what is wrong and what would be accepted.
+    ``rubric``: a file whose criteria stand in for the task's own. Raises TaskError that names what is wrong and what
+    would be accepted.
     """
     if name in BUNDLED:
         task = import_module(f"colever.tasks.{name}").task
@@ -33,7 +35,7 @@ def load_task(name: str) -> Task:
     else:
         raise TaskError(f"unknown task {name!r}; accepted: {', '.join(BUNDLED)}, or a file as my_task.py:task")
     check_task(task)
-    return task
+    return task if rubric is None else with_rubric(task, rubric)
 
 
 def _from_file(name: str) -> Task:

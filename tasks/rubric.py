@@ -9,6 +9,7 @@ which is 0 where a ``gate`` fails. ``Score.by_criterion`` has the values as they
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,10 @@ class Rubric:
 
     def __init__(self, criteria: Sequence[Criterion]) -> None:
         for c in criteria:
-            _refuse(c)
+            if fault := fault_of(c):
+                raise TaskError(
+                    f"rubric: {fault[0]} of criterion {c.name!r} is {getattr(c, fault[0])!r}; accepted: {fault[1]}"
+                )
         names = [c.name for c in criteria]
         if repeated := {n for n in names if names.count(n) > 1}:
             raise TaskError(f"rubric: criterion names must differ, repeated: {', '.join(sorted(repeated))}")
@@ -132,27 +136,24 @@ def _described(c: Criterion) -> list[Any]:
     return [c.name, float(c.weight), c.hint, c.predictor, gate, clip, c.stage, c.form, code_digest(c.check)]
 
 
-def _refuse(c: Criterion) -> None:
-    """Raises TaskError for a field that is not what it may be."""
-    if not (isinstance(c.name, str) and c.name.strip()):
-        raise TaskError(f"rubric: a criterion's name is {c.name!r}; accepted: a text that is not empty")
+def fault_of(c: Criterion) -> tuple[str, str] | None:
+    """The first field of a criterion that is not what it may be, and what would be accepted; None for a sound one."""
     clip: Any = c.clip
     pair = isinstance(clip, tuple | list) and len(clip) == 2 and all(map(_number, clip)) and 0 <= clip[0] < clip[1] <= 1
     fields: list[tuple[str, bool, str]] = [
+        ("name", isinstance(c.name, str) and bool(c.name.strip()), "a text that is not empty"),
         ("check", callable(c.check), "a function of (example, prediction, steps)"),
         ("weight", _number(c.weight) and c.weight >= 0, "0 or a positive number"),
         ("hint", isinstance(c.hint, str), "a text"),
         ("predictor", isinstance(c.predictor, str), "a predictor's name"),
-        ("gate", c.gate is None or (_number(c.gate) and 0 < c.gate <= 1), "a number above 0, at most 1, or None"),
-        ("clip", clip is None or pair, "(low, high) with 0 <= low < high <= 1, or None"),
+        ("gate", c.gate is None or (_number(c.gate) and 0 < c.gate <= 1), "a number above 0, at most 1, or none"),
+        ("clip", clip is None or pair, "low and high with 0 <= low < high <= 1, or none"),
         ("stage", isinstance(c.stage, int) and not isinstance(c.stage, bool) and c.stage >= 0, "0, 1, 2, …"),
-        ("form", isinstance(c.form, bool), "True or False"),
+        ("form", isinstance(c.form, bool), "true or false"),
     ]
-    for field, fine, accepted in fields:
-        if not fine:
-            value = getattr(c, field)
-            raise TaskError(f"rubric: {field} of criterion {c.name!r} is {value!r}; accepted: {accepted}")
+    return next(((field, accepted) for field, fine, accepted in fields if not fine), None)
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and abs(value) <= sys.float_info.max  # also refuses NaN, and whole numbers that no float holds

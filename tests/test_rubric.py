@@ -213,11 +213,11 @@ class TestConstruction:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"gate": 0}, "gate of criterion 'x' is 0; accepted: a number above 0, at most 1, or None"),
+            ({"gate": 0}, "gate of criterion 'x' is 0; accepted: a number above 0, at most 1, or none"),
             ({"gate": 1.5}, "gate of criterion 'x' is 1.5"),
             ({"gate": True}, "gate of criterion 'x' is True"),
             ({"gate": math.nan}, "gate of criterion 'x' is nan"),
-            ({"clip": (0.5, 0.5)}, r"clip of criterion 'x' is \(0.5, 0.5\); accepted: \(low, high\) with 0 <= low"),
+            ({"clip": (0.5, 0.5)}, r"clip of criterion 'x' is \(0.5, 0.5\); accepted: low and high with 0 <= low"),
             ({"clip": (0, 2)}, "clip of criterion 'x'"),
             ({"clip": (0, math.nan)}, "clip of criterion 'x'"),
             ({"clip": 0.5}, "clip of criterion 'x' is 0.5"),
@@ -225,7 +225,7 @@ class TestConstruction:
             ({"stage": -1}, "stage of criterion 'x' is -1; accepted: 0, 1, 2"),
             ({"stage": 1.0}, "stage of criterion 'x' is 1.0"),
             ({"stage": True}, "stage of criterion 'x' is True"),
-            ({"form": 1}, "form of criterion 'x' is 1; accepted: True or False"),
+            ({"form": 1}, "form of criterion 'x' is 1; accepted: true or false"),
             ({"weight": -1}, "weight of criterion 'x' is -1; accepted: 0 or a positive number"),
             ({"weight": math.nan}, "weight of criterion 'x' is nan"),
             ({"weight": math.inf}, "weight of criterion 'x' is inf"),
@@ -234,7 +234,7 @@ class TestConstruction:
             ({"hint": None}, "hint of criterion 'x' is None; accepted: a text"),
             ({"predictor": 3}, "predictor of criterion 'x' is 3"),
             ({"check": "answer"}, "check of criterion 'x' is 'answer'; accepted: a function of"),
-            ({"name": " "}, "a criterion's name is ' '; accepted: a text that is not empty"),
+            ({"name": " "}, "name of criterion ' ' is ' '; accepted: a text that is not empty"),
         ],
     )
     def test_every_field_is_checked(self, fields: dict, message: str) -> None:
