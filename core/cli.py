@@ -11,6 +11,7 @@ import typer
 
 from colever import console
 from colever.errors import ColeverError, UsageError
+from colever.rubric_commands import DataOption, RubricOption, rubric_app
 from colever.seed_commands import seed_app
 from colever.shown import (
     show_comparison,
@@ -37,15 +38,12 @@ app = typer.Typer(
     epilog="Start with: colever sweep arithmetic",
 )
 app.add_typer(seed_app, name="seed")
+app.add_typer(rubric_app, name="rubric")
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, or a file as my_task.py:task.")]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="seed, a checkpoint folder, a hub name, or api:openai/gpt-5-mini (docs/remote.md)."),
-]
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", help="Rows of gsm8k, banking77, …: a file, or a folder; default: the hub."),
 ]
 PromptModelOption = Annotated[
     str | None,
@@ -86,6 +84,7 @@ def evaluate_command(
     task: TaskArgument,
     split: Annotated[str, typer.Option("--split", help="train, dev, test or a watched split.")] = "dev",
     data: DataOption = None,
+    rubric: RubricOption = None,
     model: ModelOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N examples.")] = None,
     candidate: Annotated[
@@ -97,7 +96,7 @@ def evaluate_command(
     as_json: JsonOption = False,
 ) -> None:
     """Score the program on one split: the base, or a candidate."""
-    resolved = _config(config, settings, None, task=task, data=data, model=model, seed=seed)
+    resolved = _config(config, settings, None, task=task, data=data, rubric=rubric, model=model, seed=seed)
     with interruptible("nothing was stored"):
         loaded, engine = open_study(resolved)
         if split not in ("train", "dev", "test", *loaded.watched):
@@ -119,6 +118,7 @@ def optimize(
     task: TaskArgument,
     schedule: Annotated[str, typer.Option("--schedule", help="Levers in order, p and w, or adaptive.")] = "p,w",
     data: DataOption = None,
+    rubric: RubricOption = None,
     model: ModelOption = None,
     study: StudyOption = None,
     seed: SeedOption = None,
@@ -134,8 +134,8 @@ def optimize(
 
     check_schedule(schedule)
     resolved = _config(
-        config, settings, budget, prompt_model, task=task, data=data, model=model, study=study, seed=seed, trials=1,
-        schedules=[schedule],
+        config, settings, budget, prompt_model, task=task, data=data, rubric=rubric, model=model, study=study,
+        seed=seed, trials=1, schedules=[schedule],
     )  # fmt: skip
     if resolved.study is None:
         name = f"{resolved.study_name}-{schedule.replace(',', '').replace(' ', '').replace('->', '')}"
@@ -148,6 +148,7 @@ def sweep(
     task: Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, all of them (all), or my_task.py:task.")],
     trials: Annotated[int | None, typer.Option("--trials", help="The arms first, then searched ones.")] = None,
     data: DataOption = None,
+    rubric: RubricOption = None,
     model: ModelOption = None,
     study: StudyOption = None,
     seed: SeedOption = None,
@@ -170,7 +171,8 @@ def sweep(
     from colever.tasks.load import BUNDLED
 
     def resolved(name: str) -> SweepConfig:
-        flags = {"task": name, "data": data, "model": model, "study": study, "seed": seed, "trials": trials}
+        flags: dict[str, Any] = {"task": name, "data": data, "rubric": rubric, "model": model}
+        flags |= {"study": study, "seed": seed, "trials": trials}
         return _config(config, settings, budget, prompt_model, **flags)
 
     configs = several([resolved(name) for name in (BUNDLED if task == "all" else [task])], seeds)
@@ -337,8 +339,6 @@ def _config(
 
     caps = {f"budget.{key}": value for key, value in parse_pairs(budget or [], "--budget").items()}
     asked = {} if prompt_model is None else {"proposer.model": prompt_model}
-    if flags.get("data") is not None:
-        flags["data"] = str(flags["data"])
     return load_config(file, flags=flags, overrides={**parse_pairs(settings or [], "--set"), **asked, **caps})
 
 

@@ -133,7 +133,7 @@ def open_study(config: SweepConfig) -> tuple[Any, Any]:
     """(task, engine); the task first: a wrong name fails before a model is loaded. A proposer must be there, too."""
     from colever.tasks.load import load_task
 
-    task = load_task(config.task, config.data)
+    task = load_task(config.task, config.data, config.rubric)
     from colever.engines.lm import open_policy
     from colever.optimizers.proposer import open_proposer
 

@@ -137,7 +137,7 @@ class StudyFolder:
             changed = [
                 f"{key} was {_short(a)}, now {_short(b)}"
                 for key, a, b in _differences(old, new)
-                if not {key, key.split(".")[0]} & (RESUMABLE - counted) and not (key == "task" and same_task(a, b))
+                if not {key, key.split(".")[0]} & (RESUMABLE - counted) and not _same(key, a, b)
             ]
             if changed:
                 raise UsageError(
@@ -220,6 +220,13 @@ def same_task(one: str, other: str) -> bool:
     if not file or not other_file:
         return one == other
     return name == other_name and Path(file).resolve() == Path(other_file).resolve()
+
+
+def _same(key: str, old: Any, new: Any) -> bool:
+    """Whether two spellings of a setting name one thing."""
+    if key == "rubric":
+        return bool(old and new) and Path(old).resolve() == Path(new).resolve()
+    return key == "task" and same_task(old, new)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:

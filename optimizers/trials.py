@@ -118,7 +118,8 @@ def entry_of(trial: FrozenTrial) -> TrialEntry:
 
 def study_key(config: SweepConfig, grounds: Grounds) -> str:
     """Of everything that a study's trials depend on, so that a study deleted and made otherwise starts anew."""
-    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in RESUMABLE}
+    left_out = {*RESUMABLE, "rubric"}  # the task's digest holds what the rubric says, wherever its file lies
+    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in left_out}
     return digest_of([settings, asdict(grounds)])
 
 

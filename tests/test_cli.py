@@ -54,7 +54,22 @@ def one_line(text: str) -> str:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "tasks", "eval", "optimize", "sweep", "report", "show", "ui", "doctor", "seed", "seed build", "seed info"],
+    [
+        "",
+        "tasks",
+        "eval",
+        "optimize",
+        "sweep",
+        "report",
+        "show",
+        "ui",
+        "doctor",
+        "seed",
+        "seed build",
+        "seed info",
+        "rubric",
+        "rubric check",
+    ],
 )
 def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
     status, out, _ = run(*command.split(), "--help")
