@@ -11,7 +11,7 @@ import typer
 
 from colever import console
 from colever.errors import ColeverError, UsageError
-from colever.rubric_commands import DataOption, RubricOption, rubric_app
+from colever.rubric_commands import DataOption, RubricOption, rescore_command, rubric_app
 from colever.seed_commands import seed_app
 from colever.shown import (
     show_comparison,
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(seed_app, name="seed")
 app.add_typer(rubric_app, name="rubric")
+app.command("rescore", epilog="Example: colever rescore arithmetic 2.1 --rubric strict.toml")(rescore_command)
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, or a file as my_task.py:task.")]
 ModelOption = Annotated[

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +15,7 @@ from colever.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from colever.optimizers.rescore import Rescored, Rescoring
     from colever.tasks.rubric_check import CheckedRow, RubricCheck
 
 rubric_app = typer.Typer(
@@ -95,7 +98,7 @@ def _table(found: RubricCheck) -> Table:
     drawn.add_column("unread", justify="right")  # could not be read: a policy failure, 0 on everything
     for row in found.rows:
         values = [row.total, row.gold, *(row.by_criterion.get(name) for name in criteria)]
-        drawn.add_row(Text(row.name), *("–" if v is None else f"{v:.2f}" for v in values), _unread(row))
+        drawn.add_row(Text(row.name), *map(_number, values), _unread(row))
     return drawn
 
 
@@ -107,3 +110,79 @@ def _as_json(found: RubricCheck) -> dict[str, Any]:
     kept = [f.name for f in dataclasses.fields(found.rows[0]) if f.name != "scores"]
     rows = [{name: getattr(row, name) for name in kept} for row in found.rows]
     return {**dataclasses.asdict(dataclasses.replace(found, rows=())), "rows": rows}
+
+
+def rescore_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A study, or a task for its latest study.")],
+    which: Annotated[
+        str, typer.Argument(metavar="[ROUND]", help="base, winner, or TRIAL.ROUND: 2.1 is trial 2's first.")
+    ] = "winner",
+    rubric: Annotated[
+        str | None,
+        typer.Option("--rubric", metavar="FILE", help="TOML or YAML; default: the study's own, as it is now."),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="dev; of base and winner also test or a watched one.")] = "dev",
+    home: Annotated[Path, typer.Option("--home", envvar="COLEVER_HOME", help="Folder of studies.")] = Path("mlruns"),
+    as_json: JsonOption = False,
+) -> None:
+    """Score the rollouts kept of a round again, by another rubric, without a model."""
+    from colever.loading import load_config
+    from colever.optimizers.rescore import rescore
+    from colever.optimizers.study import find_study
+    from colever.tasks.load import load_task
+
+    folder = find_study(home, name)
+    config = load_config(folder.path / "config.yaml")
+    task = load_task(config.task, rubric or config.rubric)
+    found = rescore(folder, task, which, split)
+    if as_json:
+        console.show_json({**dataclasses.asdict(found), "means": _means(found)})
+    else:
+        _show_rescored(found)
+
+
+def _show_rescored(found: Rescoring) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    where = f"[bold]{escape(found.study)}[/] · {escape(found.which)} · {escape(found.split)}"
+    console.show(f"{where}: {found.kept} of {found.evaluated} rollouts were kept, and these are scored again")
+    drawn = Table(box=None, pad_edge=False, header_style="dim")
+    drawn.add_column("example")
+    for name in ("old", "new", *found.criteria):
+        drawn.add_column(Text(name), justify="right")
+    for row in found.rollouts:
+        cells = [_change(row.old_by_criterion.get(name), row.by_criterion.get(name)) for name in found.criteria]
+        drawn.add_row(Text(row.example_id), _number(row.old), _number(row.new), *cells)
+    means = _means(found)
+    drawn.add_row("[bold]mean[/]", *(_number(means[name]) for name in ("old", "new", *found.criteria)))
+    console.show(drawn)
+    for name, reason in found.lacking.items():
+        console.show(f"[bold yellow]warning:[/] {escape(f'{name} gives no value: {reason}')}", whole_lines=True)
+    for line in found.notes:
+        console.show(f"[dim]note:[/] {escape(line)}", whole_lines=True)
+
+
+def _means(found: Rescoring) -> dict[str, float | None]:
+    """Old and new over the rollouts that have both, criteria over those that have them."""
+    both = [row for row in found.rollouts if row.old is not None and row.new is not None]
+    made = {"old": _mean([row.old for row in both]), "new": _mean([row.new for row in both])}
+    return made | {name: _mean(_values(found.rollouts, name)) for name in found.criteria}
+
+
+def _values(rows: Sequence[Rescored], name: str) -> list[float | None]:
+    return [row.by_criterion[name] for row in rows if name in row.by_criterion]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _change(old: float | None, new: float | None) -> str:
+    return _number(new) if old is None or new is None or old == new else f"{old:.2f} → {new:.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

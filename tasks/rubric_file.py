@@ -115,11 +115,16 @@ class _Reader:
         needed = [f.name for f in dataclasses.fields(kind) if f.init and _needed(f) and f.name not in settings]
         if needed:
             raise self._error(table, "", f"{_list(needed)} is needed by kind {table.values['kind']!r}")
-        try:
-            return kind(**checked)
-        except (TypeError, ValueError) as error:  # a TaskError too: what a kind refuses by itself
-            key = next((key for key in settings if key in str(error)), "")
-            raise self._error(table, key, str(error)) from error
+        alone = {key: value for key, value in checked.items() if key not in COMMON}
+        refusals: list[Exception] = []
+        for given in (checked, *([alone] if alone != checked else [])):  # a common key goes to the kind, if it takes it
+            try:
+                return kind(**given)
+            except (TypeError, ValueError) as error:  # a TaskError too: what a kind refuses by itself
+                refusals.append(error)
+        text = str(refusals[-1])
+        key = next((key for key in settings if key in text), "")
+        raise self._error(table, key, text) from refusals[-1]
 
     def _setting(self, table: Table, key: str, value: Any, annotation: Any) -> Any:
         if _endless(value):

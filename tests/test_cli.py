@@ -69,6 +69,7 @@ def one_line(text: str) -> str:
         "seed info",
         "rubric",
         "rubric check",
+        "rescore",
     ],
 )
 def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:

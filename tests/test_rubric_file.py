@@ -160,6 +160,37 @@ class TestKinds:
             for field in dataclasses.fields(kind):
                 TypeAdapter(hints[field.name])
 
+    @pytest.mark.parametrize(("reads", "words", "given"), [("", "tokens", "solve"), ("", "words", "")])
+    def test_a_key_that_a_kind_has_too_goes_to_both_where_the_kind_takes_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: str, words: str, given: str
+    ) -> None:
+        @dataclasses.dataclass(frozen=True)
+        class Short:
+            unit: str
+            predictor: str = reads
+
+            def __post_init__(self) -> None:
+                if self.unit not in ("tokens", "words") or (self.unit == "words" and self.predictor):
+                    raise ValueError(f"unit is {self.unit!r}")
+
+            def __call__(self, e: object, p: object, s: object) -> bool:
+                return True
+
+        monkeypatch.setitem(KINDS, "short", Short)
+        text = '[[criterion]]\nname = "s"\nkind = "short"\npredictor = "solve"\nunit = '
+        (made,) = load_rubric(written(tmp_path, f'{text}"{words}"')).criteria
+        assert (made.predictor, made.check) == ("solve", Short(words, given))
+        with pytest.raises(TaskError, match="line 5: criterion 's': unit is 'miles'"):
+            load_rubric(written(tmp_path, f'{text}"miles"'))
+
+    def test_the_guides_example_is_a_rubric(self, tmp_path: Path) -> None:
+        guide = (Path(__file__).parent.parent / "docs" / "rubrics.md").read_text(encoding="utf-8")
+        written(tmp_path, "def polite(e, p, s): return 1", "checks.py")
+        made = load_rubric(written(tmp_path, guide.split("```toml\n")[1].split("```")[0]), arithmetic.task)
+        assert [(c.name, c.weight, c.gate) for c in made.criteria] == [
+            ("answer", 0.5, None), ("worked", 0.3, None), ("polite", 0.2, 0.5),
+        ]  # fmt: skip
+
 
 class TestWrong:
     @pytest.mark.parametrize(
