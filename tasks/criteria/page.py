@@ -32,11 +32,33 @@ as any criterion does: `Criterion("answer", Number("answer"), 0.5, "the sum is w
 - Settings count in the rubric's digest, and so does the code of the criterion. The cost of most is none beside a model
   call's; the table says where it is not.
 """
+_TAIL = """## Other libraries' scorers
+
+| from Python | what it is |
+|---|---|
+| `colever.tasks.trl_rewards.TrlReward(function, low=0.0, high=1.0)` | a reward function of TRL's as a criterion |
+| `colever.tasks.trl_rewards.rubric_reward(task_or_rubric)` | a rubric as a reward function for TRL's trainers |
+| `colever.tasks.dspy_metric.rubric_metric(task_or_rubric)` | a rubric as a metric for DSPy |
+| `colever.tracking.scorer.rubric_scorer(rubric)` | a rubric as a scorer for MLflow |
+
+`TrlReward` asks for one completion at a time and hands over the example's fields as columns; what the function
+returns is brought from [`low`, `high`] to [0, 1]. `None`, which TRL takes for *no reward*, and a number outside of
+the range stop the run. `rubric_reward` reads a completion as the field `answer` unless told otherwise (`read`:
+another field, or a signature whose fields are parsed), and the dataset's columns as the example's fields. A broken
+judge or sandbox is `None`, no zero.
+
+The value of `rubric_metric` is the total score; its truth, by which demos are bootstrapped, is whether that is
+`accept` (1.0) or more; to `dspy.GEPA`, which asks about one predictor, it gives `Rubric.feedback` for that predictor.
+`dspy.Evaluate` hands over no trace, so that criteria of steps see none. DSPy's own loops make a failure score of
+every error, a broken judge's too; Colever's rollouts do not.
+
+`rubric_scorer` gives the total with the feedback as its rationale, and each criterion as `rubric/<name>`.
+"""
 
 
 def page() -> str:
     """The whole page, with a newline at its end."""
-    return "\n".join([_HEAD, *_table(), "", *(line for kind in KINDS for line in _section(kind))])
+    return "\n".join([_HEAD, *_table(), "", *(line for kind in KINDS for line in _section(kind)), _TAIL])
 
 
 def _table() -> Iterator[str]:
