@@ -31,6 +31,7 @@ class Criterion:
     weight: float = 1.0  # relative; 0 = watched only
     hint: str = ""  # said in the feedback where the criterion falls short
     predictor: str = ""  # "": of the whole rollout
+    form: bool = False  # speaks of form, not of truth
 
 
 class Rubric:
@@ -88,7 +89,12 @@ class Rubric:
 
     def digest(self) -> str:
         """Of names, weights, hints and the criteria's bytecode."""
-        return digest_of([[c.name, c.weight, c.hint, c.predictor, code_digest(c.check)] for c in self.criteria])
+        return digest_of(
+            [
+                [c.name, c.weight, c.hint, c.predictor, code_digest(c.check), *(["form"] if c.form else [])]
+                for c in self.criteria
+            ]
+        )
 
     @staticmethod
     def _value(c: Criterion, example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[Step]) -> float:
