@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,21 +11,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from test_alternate import Bench
-from test_sweep import Told, run
-from toy import GOOD, ToyWeightLever, ToyWeightSettings, toy_task
+from test_sweep import SMALL, Told, run
+from toy import GOOD, ToyEngine, ToyWeightLever, ToyWeightSettings, toy_task
 
 from colever.config import GuardSettings
 from colever.errors import UsageError
+from colever.loading import load_config
 from colever.looks import Look
 from colever.optimizers.adaptive import fixed
 from colever.optimizers.attribution import report_of
 from colever.optimizers.guard import Rules, look, looks, refused, taken, unhacked, worth_of
+from colever.optimizers.prompt_lever import PromptLever
 from colever.optimizers.side_by_side import with_rollouts
 from colever.optimizers.study import find_study
+from colever.optimizers.sweep import sweep
+from colever.reported import StudyReport
 from colever.tasks.rubric import Criterion, Rubric
+from colever.tracking.figures import save_all
 from colever.tracking.page import to_html
 from colever.tracking.report_json import to_json
+from colever.tracking.terminal import render
 from colever.types import Evaluation
 
 RULES = Rules("warn", shares={"answer": 0.5, "long": 0.25, "form": 0.25}, form=("form",))
@@ -213,28 +221,38 @@ def test_an_honest_trial_is_left_alone(tmp_path: Path) -> None:
     assert all(one is None or not one.alarm for one in looks(rounds, rules))
 
 
+def study(home: Path, tracker: Any = None, **overrides: Any) -> StudyReport:
+    """A study of the toy task whose weight rounds turn many answers, with a gold that falls where they do."""
+    config = load_config(flags={"task": "toy", "model": "toy"}, overrides=SMALL | overrides)
+    weights = ToyWeightLever(ToyWeightSettings(gain=0.4))
+    return sweep(
+        config, toy_task(gold=worse), ToyEngine(), home, tracker=tracker,  # type: ignore[arg-type]
+        levers=lambda p, w: {"prompt": PromptLever(p), "weights": weights},
+    )  # fmt: skip
+
+
 class Judged(Told):
     def round_judged(self, trial: int, index: int, look: Look) -> None:
         self.events.append(("judged", trial, index, look.alarm))
 
 
 def test_a_study_that_stops_says_so_and_says_it_again(tmp_path: Path) -> None:
-    told, task = Judged(), toy_task(gold=worse)
-    more = {"task": task, "trials": 2, "schedules": ["w,p", "w"], "guard.on_hacking": "stop", "guard.margin": 0.0}
-    report = run(tmp_path, tracker=told, **more)
+    told = Judged()
+    more = {"trials": 2, "schedules": ["w,p", "w"], "guard.on_hacking": "stop"}
+    report = study(tmp_path, told, **more)
     assert ("judged", 0, 0, True) in told.events
     assert [e[1:3] for e in told.events if e[0] == "round"] == [(0, 0), (1, 0)]  # no p after the alarm
     assert report.guard is not None
     assert [j.refused for j in report.guard.alarms] == [True]
     assert all(not record.accepted for record in report.path)
-    assert run(tmp_path, **more) == report == report_of(find_study(tmp_path, "toy"))
+    assert study(tmp_path, **more) == report == report_of(find_study(tmp_path, "toy"))
     with pytest.raises(UsageError, match=r"guard\.on_hacking was stop, now warn"):
-        run(tmp_path, **{**more, "guard.on_hacking": "warn"})
+        study(tmp_path, **{**more, "guard.on_hacking": "warn"})
 
 
-def test_a_study_that_warns_shows_it(tmp_path: Path) -> None:
-    more: dict[str, Any] = {"task": toy_task(gold=worse), "trials": 1, "schedules": ["w"], "guard.margin": 0.0}
-    report = with_rollouts(run(tmp_path, sample_rollouts=60, **more), find_study(tmp_path, "toy"))
+def test_a_study_that_warns_shows_it_and_may_be_told_not_to(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"trials": 1, "schedules": ["w"], "sample_rollouts": 60}
+    report = with_rollouts(study(tmp_path, **more), find_study(tmp_path, "toy"))
     assert report.guard is not None
     (judged,) = report.guard.alarms
     assert judged.name == "0.1"
@@ -244,8 +262,13 @@ def test_a_study_that_warns_shows_it(tmp_path: Path) -> None:
     page = to_html(report)
     assert "Reward hacking in round 0.1" in page
     assert "Score against truth" in page
-    # a guard that only warns decides nothing, so it may be changed
-    assert run(tmp_path, **{**more, "guard.on_hacking": "off"}).guard is None
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(render(report))
+    shown = console.export_text()
+    assert "Reward hacking in round 0.1" in shown
+    assert "The guard against reward hacking" in shown
+    assert {path.name for path in save_all(report, tmp_path / "figures")} >= {"3-rubric-and-gold.png"}
+    assert study(tmp_path, **{**more, "guard.on_hacking": "off"}).guard is None
 
 
 def test_without_gold_the_report_says_that_it_could_not_look(tmp_path: Path) -> None:
