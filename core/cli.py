@@ -51,6 +51,10 @@ PromptModelOption = Annotated[
     typer.Option("--prompt-model", help="Who writes prompts: policy, openai/gpt-5-mini, or NAME@http://HOST:PORT/v1."),
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
+HackingOption = Annotated[
+    str | None,
+    typer.Option("--on-hacking", help="Score up, truth not: warn, stop (refuse the round, end the trial), or off."),
+]
 StudyOption = Annotated[str | None, typer.Option("--study", help="Name; default <task>-<model>-s<seed>.")]
 BudgetOption = Annotated[
     list[str] | None,
@@ -125,6 +129,7 @@ def optimize(
     seed: SeedOption = None,
     budget: BudgetOption = None,
     prompt_model: PromptModelOption = None,
+    on_hacking: HackingOption = None,
     settings: SetOption = None,
     config: ConfigOption = None,
     home: HomeOption = HOME,
@@ -135,8 +140,8 @@ def optimize(
 
     check_schedule(schedule)
     resolved = _config(
-        config, settings, budget, prompt_model, task=task, data=data, rubric=rubric, model=model, study=study,
-        seed=seed, trials=1, schedules=[schedule],
+        config, settings, budget, prompt_model, on_hacking, task=task, data=data, rubric=rubric, model=model,
+        study=study, seed=seed, trials=1, schedules=[schedule],
     )  # fmt: skip
     if resolved.study is None:
         name = f"{resolved.study_name}-{schedule.replace(',', '').replace(' ', '').replace('->', '')}"
@@ -156,6 +161,7 @@ def sweep(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on: a study each.")] = 1,
     budget: BudgetOption = None,
     prompt_model: PromptModelOption = None,
+    on_hacking: HackingOption = None,
     settings: SetOption = None,
     config: ConfigOption = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="So many processes share a study out.")] = 1,
@@ -174,7 +180,7 @@ def sweep(
     def resolved(name: str) -> SweepConfig:
         flags: dict[str, Any] = {"task": name, "data": data, "rubric": rubric, "model": model}
         flags |= {"study": study, "seed": seed, "trials": trials}
-        return _config(config, settings, budget, prompt_model, **flags)
+        return _config(config, settings, budget, prompt_model, on_hacking, **flags)
 
     configs = several([resolved(name) for name in (BUNDLED if task == "all" else [task])], seeds)
     if not configs[0].trainable:
@@ -334,12 +340,14 @@ def _config(
     settings: list[str] | None,
     budget: list[str] | None,
     prompt_model: str | None = None,
+    on_hacking: str | None = None,
     **flags: Any,
 ) -> SweepConfig:
     from colever.loading import load_config, parse_pairs
 
     caps = {f"budget.{key}": value for key, value in parse_pairs(budget or [], "--budget").items()}
     asked = {} if prompt_model is None else {"proposer.model": prompt_model}
+    asked |= {} if on_hacking is None else {"guard.on_hacking": on_hacking}
     return load_config(file, flags=flags, overrides={**parse_pairs(settings or [], "--set"), **asked, **caps})
 
 

@@ -164,6 +164,17 @@ class ProposerSettings(RemoteSettings):
     max_tokens: int = _setting(4096, "of one answer; models that reason get at least 16000", ge=1)
 
 
+class GuardSettings(Settings):
+    """The guard against reward hacking; see docs/guard.md."""
+
+    on_hacking: Literal["warn", "stop", "off"] = _setting(
+        "warn", "stop: the child is not kept and its trial ends; reads gold on dev"
+    )
+    margin: float = _setting(0.05, "of the score: what may be gained without gold", ge=0, le=1)
+    form_allowance: float = _setting(0.25, "of the score: what criteria marked as form may add first", ge=0, le=1)
+    alpha: float = _setting(0.05, "chance of a false alarm in a trial, over all its looks", gt=0, lt=0.5)
+
+
 def check_schedule(text: str) -> str:
     """``"p -> w"`` → ``"p,w"``; ``adaptive`` stays. Raises UsageError for anything else."""
     return text if text == ADAPTIVE else ",".join(lever[0] for lever in parse_schedule(text))
@@ -226,6 +237,7 @@ class SweepConfig(Settings):
     engine: EngineSettings = Field(default_factory=EngineSettings)
     remote: RemoteSettings = Field(default_factory=RemoteSettings)
     proposer: ProposerSettings = Field(default_factory=ProposerSettings)
+    guard: GuardSettings = Field(default_factory=GuardSettings)
 
     @field_validator("schedules")
     @classmethod
@@ -284,6 +296,11 @@ class SweepConfig(Settings):
     def trainable(self) -> bool:
         """Whether the policy's weights are at hand; those behind an API are not."""
         return not self.model.startswith(API)
+
+    @property
+    def resumable(self) -> frozenset[str]:
+        """What another run of this study may change; a guard that stops trials decides what they are."""
+        return RESUMABLE if self.guard.on_hacking == "stop" else RESUMABLE | {"guard"}
 
     @property
     def study_name(self) -> str:

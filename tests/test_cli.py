@@ -327,3 +327,10 @@ def test_an_evaluation_of_a_candidate(run: Run, tmp_path: Path, tiny_checkpoint:
     status, _, err = run(*arguments, "--candidate", candidate)
     assert status == 2
     assert "c.json" in one_line(err)
+
+
+def test_what_to_do_about_hacking_is_a_flag(run: Run) -> None:
+    for command in ("sweep", "optimize"):
+        status, _, err = run(command, "arithmetic", "--on-hacking", "shout")
+        assert status == 2
+        assert "guard.on_hacking" in err
