@@ -14,6 +14,7 @@ from colever.tasks.sandbox.host import Job, Level, Limits, Verdict, check
 
 SMALL = Limits(seconds=20, memory_mb=256, output_kb=64, scratch_mb=4)  # time enough on a loaded machine
 QUICK = Limits(seconds=1, memory_mb=256, output_kb=64, scratch_mb=4)  # for programs that are meant to run out of it
+WALLS: tuple[Level, ...] = ("namespaces", "landlock")
 ASSERTS = "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(2) == 3\n"
 
 

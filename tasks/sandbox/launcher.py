@@ -25,6 +25,7 @@ def main(parent: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     _die_with(parent)
     sys.path[:] = [os.path.realpath(p) for p in sys.path]  # inside there are folders, and no links to them
+    os.environ.clear()  # Python itself has put a locale there
     nothing = os.open(os.devnull, os.O_RDWR)
     limits = wire.receive(0)
     try:
