@@ -5,9 +5,11 @@ docs/sandbox.md says what is enforced, and what is not. A sandbox that cannot st
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import dspy
@@ -17,6 +19,7 @@ from colever.tasks.sandbox.host import Isolation, Job, Limits, Verdict, check
 from colever.types import Step
 
 _FENCED = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_REMEMBERED = 256  # verdicts: a gold metric may ask again for what the rubric has just asked
 _LONGEST = 100_000  # characters of a program
 _MOST = {"seconds": 600, "memory_mb": 65536, "output_kb": 65536, "scratch_mb": 65536}
 
@@ -28,6 +31,11 @@ def program_in(text: str, entry_point: str = "") -> str:
         b for b in blocks if re.search(rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{re.escape(entry_point)}\b", b, re.MULTILINE)
     ]
     return (defining or blocks or [text])[0]
+
+
+@functools.lru_cache(_REMEMBERED)
+def _verdict(job: str, limits: Limits, isolation: Isolation) -> Verdict:
+    return check(Job(*json.loads(job)), limits, isolation)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class UnitTests:
     output_kb: int = 256
     scratch_mb: int = 16
     partial: bool = True
-    isolation: Isolation = field(default="required")
+    isolation: Isolation = "required"
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():
@@ -75,7 +83,8 @@ class UnitTests:
         program = program_in(code, entry_point)
         sources = [f"{setup.rstrip()}\n\n{program}", program] if setup else [program]
         limits = Limits(self.seconds, self.memory_mb, self.output_kb, self.scratch_mb)
-        return check(Job(sources, self._label(example, self.tests), entry_point, setup), limits, self.isolation)
+        job = json.dumps([sources, self._label(example, self.tests), entry_point, setup])
+        return _verdict(job, limits, self.isolation)
 
     @staticmethod
     def _label(example: dspy.Example, name: str) -> Any:

@@ -29,6 +29,7 @@ from sandbox.launcher import main
 sys.path.pop()
 main(int(sys.argv[2]))"""
 _FOLDER = str(Path(__file__).resolve().parent.parent)
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}  # a thread's own arena would take 64 MB of its address space
 _WALL = 4  # seconds of time per second of CPU
 _SLOW_START = 60.0  # seconds; a launcher that takes longer beyond the limits is broken
 _GRACE = 5  # as in launcher.py
@@ -152,7 +153,7 @@ def _launch(asked: bytes, seconds: float) -> tuple[list[Any], str]:
     pipe = subprocess.PIPE
     try:
         launcher = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=pipe, env={}, cwd="/", start_new_session=True
+            command, stdin=pipe, stdout=pipe, stderr=pipe, env=_ENVIRONMENT, cwd="/", start_new_session=True
         )
     except OSError as error:
         raise InfrastructureError(f"sandbox: {sys.executable} cannot be started: {error}") from error

@@ -35,7 +35,7 @@ ENDLESS = {
     ),
     "threads": (
         "import threading\ndef loop():\n    while True: pass\ndef f(x):\n"
-        "    for _ in range(8): threading.Thread(target=loop).start()\n    loop()",
+        "    for _ in range(3): threading.Thread(target=loop).start()\n    loop()",
         {CPU, TIME},
     ),
 }
