@@ -23,6 +23,11 @@ from colever.errors import InfrastructureError, TaskError
 Level = Literal["namespaces", "landlock", "limits"]
 Isolation = Literal["required", "best"]
 LEVELS: tuple[Level, ...] = ("namespaces", "landlock", "limits")  # the strongest first
+WALLS: Mapping[Level, str] = {
+    "namespaces": "no network, no other process in sight, files read-only but for scratch in memory",
+    "landlock": "no network, no other process in reach, files read-only, no scratch",
+    "limits": "only time and memory are limited; unit tests need isolation=best here",
+}
 _START = """import sys
 sys.path.append(sys.argv[1])
 from sandbox.launcher import main
