@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -147,6 +148,28 @@ def f(x):
         assert (now[0].st_mode, now[0].st_mtime, now[0].st_uid, *now[1:]) == (
             seen[0].st_mode, seen[0].st_mtime, seen[0].st_uid, *seen[1:]
         )  # fmt: skip
+
+
+def test_installed_packages_are_out_of_sight(wall: Level) -> None:
+    """One of them may hold the data set whose tests judge the program."""
+    folders = [Path(os.__file__).parent / "site-packages", Path("/usr/lib/python3/dist-packages")]
+    files = [next((str(f) for f in folder.rglob("*") if f.is_file()), None) for folder in folders if folder.is_dir()]
+    source = "def f(path):\n    try: return open(path).read()\n    except OSError: return 'refused'"
+    tests = [f"assert f({path!r}) == 'refused'" for path in (pytest.__file__, *files) if path]
+    assert run(source, wall, tests=tests).clean
+
+
+def test_a_root_without_rights_is_as_good_as_a_user() -> None:
+    """CAP_SYS_ADMIN is what a container's root lacks: a user's namespaces are tried then, or Landlock."""
+    if os.getuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("needs root and setpriv")
+    script = (
+        "from colever.tasks.sandbox.host import *; f = available(); print(f.level, check(Job(['def f(x): return x'],"
+    )
+    script += " [['f(1)', 1]], 'f'), isolation='best').clean)"
+    command = ["setpriv", "--bounding-set", "-sys_admin", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split()[-1:] == ["True"], done.stderr
 
 
 def test_these_tests_can_fail(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ class ProgramGone(BaseException):
 
 
 class ProgramError(Exception):
-    """What the program raised, where Python has no built-in exception of that name."""
+    """What the program raised, where Python has no built-in exception of that name, or no simple one."""
 
 
 class Broken(Exception):
@@ -69,9 +69,11 @@ def _rebuilt(name: str, base: str, said: str) -> Exception:
     kind = getattr(builtins, base, None)
     if isinstance(kind, type) and issubclass(kind, Exception) and name == base:
         try:
-            return kind(said)
+            error = kind(said)
         except TypeError:  # UnicodeDecodeError and the like want more
-            pass
+            return ProgramError(f"{name}: {said}")
+        error.__cause__ = ProgramError(f"{name}: {said}")
+        return error
     return ProgramError(f"{name}: {said}")
 
 
@@ -171,8 +173,9 @@ def _test(tests: Any, job: Any, names: dict[str, Any], tally: Tally) -> None:
 
 
 def _told(error: BaseException | None) -> str:
-    """One line; an assertion's own text stays here, since it may hold what is expected."""
+    """One line. What the tests themselves raise is told by its type: its text may hold what is expected."""
     if error is None or isinstance(error, AssertionError):
         return "a result is wrong"
-    said = str(error) if isinstance(error, ProgramError) else f"{type(error).__name__}: {error}"
-    return ascii(" ".join(said.split()))[1:-1][:300]
+    said = error if isinstance(error, ProgramError) else error.__cause__
+    told = str(said) if isinstance(said, ProgramError) else f"{type(error).__name__} in the tests"
+    return ascii(" ".join(told.split()))[1:-1][:300]

@@ -46,9 +46,9 @@ def confine(c: Confinement) -> None:
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     if c.level == "landlock":
-        landlock.restrict(places.entries())
+        landlock.restrict(places.entries(), listed=places.STDLIB)
     if c.level == "landlock" or seccomp.available():
-        _filter(needed=c.level == "landlock")
+        _filter(needed=c.level != "limits")
 
 
 def _filter(needed: bool) -> None:

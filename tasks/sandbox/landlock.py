@@ -21,8 +21,11 @@ def version() -> int:
         return 0
 
 
-def restrict(paths: Iterable[str]) -> None:
-    """Needs no_new_privs. Raises OSError where the kernel lacks Landlock or has too old one."""
+def restrict(paths: Iterable[str], listed: str) -> None:
+    """What is in ``paths`` can be read, and names below ``listed`` be seen; nothing else.
+
+    Needs no_new_privs. Raises OSError where the kernel lacks Landlock or has too old one.
+    """
     abi = version()
     if abi < LEAST:
         raise OSError(f"Landlock has ABI {abi}; {LEAST} is needed (Linux 6.2)")
@@ -31,17 +34,17 @@ def restrict(paths: Iterable[str]) -> None:
     attributes = struct.pack("QQQ", files, 3, 3)[: 8 if abi < 4 else 16 if abi < 6 else 24]
     rules = kernel.syscall(_CREATE, "landlock_create_ruleset", attributes, len(attributes), 0)
     for path in paths:
-        _allow(rules, path)
+        _allow(rules, path, _READ_FILE | _READ_DIR if os.path.isdir(path) else _READ_FILE)
+    _allow(rules, listed, _READ_DIR)
     kernel.syscall(_RESTRICT, "landlock_restrict_self", rules, 0)
     os.close(rules)
 
 
-def _allow(rules: int, path: str) -> None:
+def _allow(rules: int, path: str, rights: int) -> None:
     try:
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return  # what cannot be opened is not allowed
-    rights = _READ_FILE | _READ_DIR if os.path.isdir(path) else _READ_FILE
     try:
         kernel.syscall(_ADD, "landlock_add_rule", rules, 1, struct.pack("=Qi", rights, opened), 0)
     finally:

@@ -1,7 +1,11 @@
-"""What a sandbox may read: Python's standard library and the system's libraries; not what was installed beside."""
+"""What a sandbox may read: Python's standard library and the system's libraries; not what was installed beside.
+
+A package may hold the very tests that a program is judged by, so installed packages are kept out of sight.
+"""
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 
@@ -21,16 +25,14 @@ def folders() -> list[str]:
 
 
 def hidden() -> list[str]:
-    """Folders of installed packages inside ``folders()``."""
-    own = os.path.join(sys.base_prefix, "lib")
-    inside = [os.path.join(base, name) for base in {STDLIB, os.path.realpath(own)} for name in HIDDEN]
-    return [path for path in inside if os.path.isdir(path)]
+    """Folders of installed packages inside ``folders()``, of any Python."""
+    patterns = [f"{glob.escape(f)}/python*/{name}" for f in folders() for name in HIDDEN]
+    found = {path for pattern in patterns for path in glob.glob(pattern)} | {f"{STDLIB}/{name}" for name in HIDDEN}
+    return sorted(path for path in found if os.path.isdir(path) and os.path.realpath(path) == path)
 
 
 def entries() -> list[str]:
-    """As ``folders()``, for rules that can only add: the standard library's entries one by one, less the hidden."""
-    own = os.path.realpath(os.path.join(sys.base_prefix, "lib"))
-    system = [p for p in folders() if p != own and p != STDLIB]
-    libraries = [e.path for e in os.scandir(own) if ".so" in e.name] if own not in system else []
-    library = [e.path for e in os.scandir(STDLIB) if e.name not in HIDDEN]
-    return [*system, *libraries, *library]
+    """As ``folders()`` less ``hidden()``, for rules that can only add: entry by entry."""
+    system = [e.path for folder in folders() for e in os.scandir(folder) if not e.name.startswith("python")]
+    library = [e.path for e in os.scandir(STDLIB)]
+    return [path for path in (*system, *library) if os.path.basename(path) not in HIDDEN]
