@@ -122,7 +122,7 @@ def study_key(config: SweepConfig, grounds: Grounds) -> str:
         *config.resumable,
         "data",
         "rubric",
-    }  # the task's digest holds rubric and rows, wherever their files lie
+    }  # the task's digest holds what is in these files
     settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in left_out}
     return digest_of([settings, asdict(grounds)])
 

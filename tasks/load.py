@@ -24,6 +24,7 @@ PUBLISHED = {
     "banking77": "a bank customer's message and its intent, of 77; banking77-5: the 5 most frequent, routed to teams",
     "gsm8k": "grade-school word problems",
     "hover": "claims whose evidence is found in four hops over a corpus",
+    "humaneval": "Python functions to be completed, checked by unit tests in a sandbox",
 }  # whose rows come from --data or the hub
 SMALLEST_SPLIT = 2
 

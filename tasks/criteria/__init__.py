@@ -15,6 +15,7 @@ from colever.tasks.criteria.pattern import Regex
 from colever.tasks.criteria.set_f1 import SetF1
 from colever.tasks.criteria.similarity import Similarity
 from colever.tasks.criteria.tool_use import ArgumentsValid, Called, ResultUsed
+from colever.tasks.criteria.unit_tests import UnitTests
 
 KINDS: dict[str, type] = {
     "exact": Exact,
@@ -34,4 +35,5 @@ KINDS: dict[str, type] = {
     "set_f1": SetF1,
     "similarity": Similarity,
     "math": Math,
+    "unit_tests": UnitTests,
 }
