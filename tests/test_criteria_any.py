@@ -50,6 +50,7 @@ SETTINGS: dict[str, list[dict]] = {
     "math": [{**ANSWER, "label": "formula", "seconds": 1}],
     "similarity": [ANSWER, {**ANSWER, "method": "characters", "floor": 0.2}],
 }  # fmt: skip
+ELSEWHERE = {"unit_tests"}  # a process for every answer: tests/test_sandbox_cheats.py and its neighbours try those
 CASES = [(kind, settings) for kind, several in SETTINGS.items() for settings in several]
 PIECES = [
     "", " ", "answer", "\x00", "\x1b[31m", "\ud800", "\U0010ffff", "\u202e", "½", "²", "٣", "−", "1e999",
@@ -139,7 +140,7 @@ def test_settings_are_in_the_digest_and_use_is_not() -> None:
 
 
 def test_every_kind_is_tried_here_and_named_after_its_class() -> None:
-    assert set(SETTINGS) == set(KINDS)
+    assert set(SETTINGS) | ELSEWHERE == set(KINDS)
     assert {kind: kind_name(criterion) for kind, criterion in KINDS.items()} == {kind: kind for kind in KINDS}
 
 
