@@ -37,7 +37,7 @@ def guarded(state: StudyState, base_dev: Evaluation, trials: Sequence[TrialRecor
 
 
 def with_evidence(guard: Guarded, state: StudyState, trials: Sequence[TrialRecord], kept: Rollouts) -> Guarded:
-    """The same with what was kept of base and child beside each alarm: rollouts whose score rose and whose gold did not.
+    """The same with rollouts kept of base and child beside each alarm: those whose score rose and whose gold did not.
 
     Of all kept examples, for the few that gained most are seldom among them.
     """
