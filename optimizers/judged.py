@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from colever.optimizers.study import StudyState
     from colever.samples import SampledRollout
 
+SHOWN = 4  # rollouts beside each other, of one alarm
 Rollouts = Callable[[Candidate], Sequence["SampledRollout"]]  # those kept of a candidate on dev
 
 
@@ -36,7 +37,10 @@ def guarded(state: StudyState, base_dev: Evaluation, trials: Sequence[TrialRecor
 
 
 def with_evidence(guard: Guarded, state: StudyState, trials: Sequence[TrialRecord], kept: Rollouts) -> Guarded:
-    """The same with the rollouts kept of base and child, for the examples that an alarm names."""
+    """The same with rollouts kept of base and child beside each alarm: those whose score rose and whose gold did not.
+
+    Of all kept examples, for the few that gained most are seldom among them.
+    """
     children = {f"{t.number}.{place}": r.child for t in trials for place, r in enumerate(t.rounds, 1)}
     before = {one.example_id: one for one in kept(state.base)} if guard.alarms else {}
 
@@ -44,7 +48,15 @@ def with_evidence(guard: Guarded, state: StudyState, trials: Sequence[TrialRecor
         if not judged.look.alarm:
             return judged
         after = {one.example_id: one for one in kept(children[judged.name])}
-        pairs = {n: (before[n], after[n]) for n in judged.look.gained if n in before and n in after}
-        return replace(judged, rollouts=pairs)
+        both = {name: (before[name], after[name]) for name in after if name in before}
+        risen = sorted((n for n in both if _rise(*both[n]) > 0), key=lambda n: -_rise(*both[n]))
+        return replace(judged, rollouts={name: both[name] for name in risen[:SHOWN]})
 
     return replace(guard, rounds=tuple(map(shown, guard.rounds)))
+
+
+def _rise(before: SampledRollout, after: SampledRollout) -> float:
+    """Of the score; 0 where gold rose too, or either is not known."""
+    if before.total is None or after.total is None or before.gold is None or after.gold is None:
+        return 0.0
+    return after.total - before.total if after.gold <= before.gold else 0.0

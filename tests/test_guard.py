@@ -256,7 +256,8 @@ def test_a_study_that_warns_shows_it_and_may_be_told_not_to(tmp_path: Path) -> N
     assert report.guard is not None
     (judged,) = report.guard.alarms
     assert judged.name == "0.1"
-    assert set(judged.rollouts) == set(judged.look.gained)  # all were kept
+    assert len(judged.rollouts) == 4
+    assert all(after.gold <= before.gold for before, after in judged.rollouts.values())  # type: ignore[operator]
     assert all(after.total > before.total for before, after in judged.rollouts.values())  # type: ignore[operator]
     assert to_json(report)["guard"]["rounds"][0]["alarm"] is True
     page = to_html(report)
