@@ -16,7 +16,7 @@ from colever.tasks.criteria.settings import not_empty, refuse, settle
 from colever.tasks.criteria.wording import normal_form
 from colever.types import Step
 
-_BOXED = re.compile(r"\\boxed\{\s*(?:\\text\{)?\s*([^{}]{1,200}?)\s*\}")
+_BOXED = re.compile(r"\\boxed\{(?:\\text\{)?([^{}]{1,200})\}")
 _ALONE = re.compile(r"\W{0,9}(?:(?:option|choice|answer)\b[\s:]{0,9})?\W{0,9}([a-z])\W{0,9}", re.IGNORECASE)
 _LEADING = re.compile(r"[\s*_]{0,9}[(\[]?([A-Za-z])[)\].:][\s*_]{0,9}(.+)", re.DOTALL)
 _SAID = re.compile(r"\b(?i:answer|choice|option)(?i:\s+is|\s*:)?[\s:*_]{0,9}[(\[]?\s?\\?([A-Z])\b(?!['’])")

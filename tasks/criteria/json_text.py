@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +18,6 @@ from colever.tasks.criteria.pattern import compiled, found
 from colever.tasks.criteria.settings import not_empty, refuse, settle
 from colever.types import Step
 
-_FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 NOTHING = object()  # what no JSON is
 
 
@@ -75,10 +73,8 @@ class Json:
         text = text_of(value)
         if text is None:
             return NOTHING
-        blocks = _FENCE.findall(text) if self.fence != "refused" else []
-        if len(blocks) > 1 or (self.fence == "required" and not blocks):
-            return NOTHING
-        return parse(blocks[0] if blocks else text)
+        bare = parse(text) if self.fence != "required" else NOTHING
+        return bare if bare is not NOTHING or self.fence == "refused" else _of_block(text)
 
     def _held(self, value: Any) -> Iterator[bool]:
         schema = checked_schema(self.schema)
@@ -92,6 +88,14 @@ class Json:
             )
         if self.schema:
             yield follows(value, schema)
+
+
+def _of_block(text: str) -> Any:
+    """The JSON in the one block of a text; ``NOTHING`` where there are none or several."""
+    parts = text.split("```")
+    if len(parts) != 3:
+        return NOTHING
+    return parse(parts[1].removeprefix("json").removeprefix("JSON"))
 
 
 def follows(value: Any, schema: Any) -> bool:

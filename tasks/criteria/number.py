@@ -65,10 +65,9 @@ class Number:
         return f"in {self.unit} or a unit like it" if self.unit else "or a text that ends with one"
 
     def _value(self, value: Any, pick: str) -> Decimal | None:
-        found = quantities(value, self.decimal_mark, self.percent == "share")
-        if not found or (pick == "only" and len(found) > 1):
-            return None
-        return self._converted(found[0 if pick == "first" else -1])
+        found = quantities(value, self.decimal_mark, self.percent == "share", backwards=pick == "last")
+        first, second = next(found, None), next(found, None) if pick == "only" else None
+        return None if first is None or second is not None else self._converted(first)
 
     def _converted(self, quantity: Quantity) -> Decimal | None:
         """In base units where the criterion has a unit; None for a unit of another dimension."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Context, Decimal, localcontext
 from typing import Any, Literal
@@ -28,23 +28,23 @@ class Quantity:
     unit: str = ""
 
 
-def quantities(value: Any, mark: Mark = ".", percent: bool = True) -> list[Quantity]:
-    """Every finite number of a value: of a number itself, of a text all that are written in it, in order.
+def quantities(value: Any, mark: Mark = ".", percent: bool = True, backwards: bool = False) -> Iterator[Quantity]:
+    """Every finite number of a value: of a number itself, of a text all that are written in it, in order or backwards.
 
     Read are ``1,234.5``, ``-$3``, ``2.5e3``, ``2 × 10^3``, ``3/4``, ``1 1/2``, ``½``, ``40 %``, ``3 million``; with
     ``percent`` ``40 %`` is 0.4, else 40. ``mark`` is the decimal mark.
     """
     if isinstance(value, bool):
-        return []
+        return
     if isinstance(value, int | float | Decimal):
         with localcontext(ARITHMETIC):
             number = Decimal(str(value)) if isinstance(value, float) else +Decimal(value)
-        return [Quantity(number)] if number.is_finite() else []
-    text = text_of(value)
-    if text is None:
-        return []
-    found = (_quantity(m, mark, percent) for m in _pattern(mark).finditer(_plain(text)))
-    return [q for q in found if q is not None]
+        yield from [Quantity(number)] if number.is_finite() else []
+        return
+    matches = list(_pattern(mark).finditer(_plain(text_of(value) or "")))
+    for match in reversed(matches) if backwards else matches:
+        if (quantity := _quantity(match, mark, percent)) is not None:
+            yield quantity
 
 
 def _plain(text: str) -> str:
