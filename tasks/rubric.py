@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import dspy
 
-from colever.errors import InfrastructureError, TaskError
+from colever.errors import BudgetExhausted, InfrastructureError, TaskError
+from colever.tasks.judged import Judged
 from colever.tasks.source import code_digest
 from colever.types import Score, Step, digest_of
 
@@ -21,7 +22,7 @@ CriterionFunction = Callable[[dspy.Example, dspy.Prediction, Sequence[Step]], fl
 
 @dataclass(frozen=True)
 class Criterion:
-    """One named line of a rubric: ``check`` returns a number in [0, 1] (or a bool) for one rollout.
+    """One named line of a rubric: ``check`` returns a number in [0, 1] (a bool, a ``Judged``) for one rollout.
 
     ``predictor`` names the step that it speaks of: what falls short of it is told to that predictor alone.
     """
@@ -57,20 +58,28 @@ class Rubric:
         """The score of one rollout that produced a prediction.
 
         Raises TaskError, naming the criterion, if a criterion raises or returns anything outside [0, 1];
-        InfrastructureError, which makes no score, if what a criterion asks (a judge, a server) is broken.
+        InfrastructureError, which makes no score, if what a criterion asks (a judge, a server) is broken;
+        BudgetExhausted if it may be asked no more.
         """
         values = {c.name: self._value(c, example, prediction, steps) for c in self.criteria}
         total = sum(c.weight * values[c.name] for c in self.criteria) / self._total_weight
-        return Score(total, values, "; ".join(_short(c, values[c.name]) for c in self._missed(values)))
+        feedback = "; ".join(_short(c, values[c.name]) for c in self._missed(values))
+        told = {name: value for name, value in values.items() if isinstance(value, Judged)}
+        return Score(
+            total, {name: float(value) for name, value in values.items()}, feedback,
+            reasons={name: value.reason for name, value in told.items() if value.reason},
+            votes={name: value.votes for name, value in told.items() if value.votes},
+        )  # fmt: skip
 
     def feedback(self, score: Score, predictor: str) -> str:
         """What a rollout's score says of one predictor's step: where that step fell short, then the whole rollout.
 
         No predictor is blamed for another's failure: where another step alone fell short, that is all that is said.
         """
-        missed = self._missed(score.by_criterion)
+        values = {name: Judged(value, score.reasons.get(name, "")) for name, value in score.by_criterion.items()}
+        missed = self._missed(values)
         of = {name: [c for c in missed if c.predictor == name] for name in (predictor, "")}
-        own, whole = ("; ".join(_short(c, score.by_criterion[c.name]) for c in of[name]) for name in (predictor, ""))
+        own, whole = ("; ".join(_short(c, values[c.name]) for c in of[name]) for name in (predictor, ""))
         if own:
             said = [f"this step: {own}", *([f"the whole run: {whole}"] if whole else [])]
         elif any(c.predictor for c in missed):
@@ -93,8 +102,9 @@ class Rubric:
     @staticmethod
     def _value(c: Criterion, example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[Step]) -> float:
         try:
-            value = float(c.check(example, prediction, steps))
-        except InfrastructureError:
+            found = c.check(example, prediction, steps)
+            value = found if isinstance(found, Judged) else float(found)
+        except (InfrastructureError, BudgetExhausted):  # a judge that is broken, or may be asked no more
             raise
         except Exception as error:
             raise TaskError(f"criterion {c.name!r} raised {type(error).__name__}: {error}") from error
@@ -104,4 +114,5 @@ class Rubric:
 
 
 def _short(criterion: Criterion, value: float) -> str:
-    return f"{criterion.name} {value:.2f}" + (f" ({criterion.hint})" if criterion.hint else "")
+    said = [text for text in (criterion.hint, getattr(value, "reason", "")) if text]
+    return f"{criterion.name} {value:.2f}" + (f" ({'; '.join(said)})" if said else "")

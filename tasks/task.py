@@ -6,7 +6,7 @@ Knows nothing of models, levers or runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ class Task:
             raise TaskError(f"gold of task {self.name!r} raised {type(error).__name__}: {error}") from error
         if not 0.0 <= gold <= 1.0:
             raise TaskError(f"gold of task {self.name!r} returned {gold}; accepted: a number in [0, 1] or a bool")
-        return Score(score.total, score.by_criterion, score.feedback, gold)
+        return replace(score, gold=gold)
 
     def fail(self, reason: str) -> Score:
         """The score of a policy failure: 0 everywhere, gold included."""
