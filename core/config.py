@@ -26,7 +26,7 @@ LEVER_LETTERS: dict[str, Literal["prompt", "weights"]] = {"p": "prompt", "w": "w
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 CAPS = (
     *("rollouts", "prompt_tokens", "completion_tokens", "trained_tokens", "flops", "seconds", "dollars"),
-    *("proposer_calls", "proposer_tokens"),
+    *("proposer_calls", "proposer_tokens", "judge_calls", "judge_tokens"),
 )
 
 
@@ -175,6 +175,14 @@ class GuardSettings(Settings):
     alpha: float = _setting(0.05, "chance of a false alarm in a trial, over all its looks", gt=0, lt=0.5)
 
 
+class JudgeSettings(RemoteSettings):
+    """Models that judge answers, and others that a task asks; see docs/judges.md."""
+
+    model: str | None = _setting(
+        None, "of judges that name none: a name such as openai/gpt-5-mini, or NAME@http://127.0.0.1:8000/v1"
+    )
+
+
 def check_schedule(text: str) -> str:
     """``"p -> w"`` → ``"p,w"``; ``adaptive`` stays. Raises UsageError for anything else."""
     return text if text == ADAPTIVE else ",".join(lever[0] for lever in parse_schedule(text))
@@ -238,6 +246,7 @@ class SweepConfig(Settings):
     remote: RemoteSettings = Field(default_factory=RemoteSettings)
     proposer: ProposerSettings = Field(default_factory=ProposerSettings)
     guard: GuardSettings = Field(default_factory=GuardSettings)
+    judge: JudgeSettings = Field(default_factory=JudgeSettings)
 
     @field_validator("schedules")
     @classmethod
@@ -331,7 +340,7 @@ def several(configs: Sequence[SweepConfig], seeds: int) -> list[SweepConfig]:
 
 # What another run of the same study may change: how far it goes, what is looked at and kept, not what it is.
 RESUMABLE = frozenset({"trials", "budget", "study", "dollars_per_hour", "elsewhere", "sample_rollouts", "remote"}) | {
-    f"proposer.{name}" for name in RemoteSettings.model_fields
+    f"{asked}.{name}" for asked in ("proposer", "judge") for name in RemoteSettings.model_fields
 }
 
 

@@ -170,10 +170,13 @@ def show_evaluation(result: Evaluation, task: str, model: str, as_json: bool) ->
         if e is not None:
             console.show(f"  {name:16} {e.value:6.1%}  {e.low:.1%} to {e.high:.1%}")
     for name, value in result.by_criterion.items():
-        console.show(f"  {escape(name):16} {value:6.1%}")
+        agreed = f"  its votes agree by alpha {result.agreement[name]:.2f}" if name in result.agreement else ""
+        console.show(f"  {escape(name):16} {value:6.1%}{agreed}")
     for what, by_predictor in (("prompt", result.prompt_tokens), ("completion", result.completion_tokens)):
         lengths = ", ".join(f"{escape(name)} {value:.1f}" for name, value in by_predictor.items())
         console.show(f"  {what} tokens of a call: {lengths or 'none'}")
     console.show(f"  failed answers: {result.policy_failures}")
+    if result.cost.judge_calls:
+        console.show(f"  judges: {result.cost.judge_calls:,} calls, {result.cost.judge_tokens:,} tokens")
     if result.infrastructure_failures:
         console.show(f"  without a score (the machinery failed): {result.infrastructure_failures}")

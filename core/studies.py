@@ -131,10 +131,16 @@ def run_study(config: SweepConfig, home: Path, workers: int = 1) -> StudyReport:
 
 
 def open_study(config: SweepConfig) -> tuple[Any, Any]:
-    """(task, engine); the task first: a wrong name fails before a model is loaded. A proposer must be there, too."""
+    """(task, engine); the task first: a wrong name fails before a model is loaded; proposer and judges must be there.
+
+    Until a sweep says otherwise this process asks judges as the configuration has it.
+    """
+    from colever.engines.bench import seat
+    from colever.tasks.judges import open_judges, with_judge
     from colever.tasks.load import load_task
 
-    task = load_task(config.task, config.data, config.rubric)
+    task = with_judge(load_task(config.task, config.data, config.rubric), config.judge.model)
+    open_judges(task, seat(config.judge))
     from colever.engines.lm import open_policy
     from colever.optimizers.proposer import open_proposer
 

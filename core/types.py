@@ -135,6 +135,8 @@ class Score:
     by_criterion: Mapping[str, float]
     feedback: str = ""
     gold: float | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)  # by criterion, where one said why
+    votes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # by criterion, where several were asked
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ class Cost:
     """One ledger for both levers. FLOPs are counted, not guessed; seconds are wall time.
 
     What a proposer (the model that writes prompts) reads and writes is counted apart from the policy's tokens; where
-    the policy itself proposes, its tokens are in both.
+    the policy itself proposes, its tokens are in both. So is what the task's own models do: those that judge answers,
+    and those that its program asks.
     """
 
     rollouts: int = 0
@@ -175,6 +178,8 @@ class Cost:
     dollars: float = 0.0
     proposer_calls: int = 0
     proposer_tokens: int = 0  # read and written by the model that proposes prompts
+    judge_calls: int = 0
+    judge_tokens: int = 0  # read and written by models that judge, and by others that the task asks
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -213,6 +218,7 @@ class Evaluation:
     cost: Cost = field(default_factory=Cost)
     prompt_tokens: Mapping[str, float] = field(default_factory=dict)  # mean full prompt of a call, by predictor
     calls: Mapping[str, float] = field(default_factory=dict)  # mean number in a rollout, by predictor
+    agreement: Mapping[str, float] = field(default_factory=dict)  # of a criterion's votes: Krippendorff's alpha
 
     @property
     def score(self) -> float:

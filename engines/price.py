@@ -44,7 +44,7 @@ class Price:
             self._warn(
                 "price",
                 f"no price is known for {self._model}: its dollars count as 0, and no cap in dollars is reached; "
-                "give them as input_price and output_price (remote.* for the policy, proposer.* for the proposer)",
+                "give them as input_price and output_price (remote.* for the policy, proposer.*, judge.*)",
             )
         return listed or 0.0
 

@@ -15,6 +15,7 @@ from colever.optimizers.evaluate import Evaluator
 from colever.optimizers.statistics import paired_effect
 from colever.optimizers.study import Other, StudyFolder, StudyState, same_task
 from colever.reported import Elsewhere
+from colever.tasks.judges import with_judge
 from colever.tasks.load import BUNDLED, load_task
 from colever.types import Candidate, Cost, Evaluation, Weights
 
@@ -35,7 +36,8 @@ def other_tasks(config: SweepConfig) -> list[Task]:
     if names is None:
         names = tuple(BUNDLED) if config.task in BUNDLED else ()
     try:
-        found = [load_task(name) for name in names if not same_task(name, config.task)]
+        loaded = [load_task(name) for name in names if not same_task(name, config.task)]
+        found = [with_judge(task, config.judge.model) for task in loaded]
     except ColeverError as error:
         raise UsageError(f"elsewhere: {error}") from error
     twice = [name for name, count in Counter(task.name for task in found).items() if count > 1]

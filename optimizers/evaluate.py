@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from colever.engines.tally import tallied
 from colever.errors import LeverError, StoreError
+from colever.optimizers.agreement import alpha
 from colever.optimizers.sample import sampled
 from colever.samples import SampledRollout
 from colever.types import Candidate, Cost, Evaluation, PredictorPrompt, Rollout, Score, Weights, digest_of
@@ -42,24 +44,28 @@ class Meter:
 
 
 @contextmanager
-def metered(engine: TransformersEngine, rollouts: int, budget: Budget | None = None) -> Iterator[Meter]:
-    """Reserve ``rollouts``, run the block, charge what the engine's meter says it cost.
+def metered(
+    engine: TransformersEngine, rollouts: int, budget: Budget | None = None, *, later: bool = False
+) -> Iterator[Meter]:
+    """Reserve ``rollouts``, run the block, charge what the engine's meter says it cost, and what its judges did.
 
-    A block that raises is charged the same, its rollouts too if the engine was asked for anything.
+    A block that raises is charged the same, its rollouts too if the engine was asked for anything. ``later``: the
+    caller has reserved, and charges a block that does not raise. Judges are reserved call by call, within the block.
     """
-    if budget is not None:
+    if budget is not None and not later:
         budget.reserve(rollouts=rollouts)
     meter, before, started = Meter(), engine.meter, time.monotonic()
     done = False
-    try:
-        yield meter
-        done = True
-    finally:
-        spent = engine.meter - before
-        rollouts = rollouts if done or engine.meter != before else 0
-        meter.cost = replace(spent, rollouts=rollouts, seconds=time.monotonic() - started)
-        if budget is not None:
-            budget.charge(meter.cost)
+    with tallied((lambda calls: budget.reserve(judge_calls=calls)) if budget else (lambda calls: None)) as tally:
+        try:
+            yield meter
+            done = True
+        finally:
+            spent = engine.meter - before
+            rollouts = rollouts if done or engine.meter != before else 0
+            meter.cost = replace(spent, rollouts=rollouts, seconds=time.monotonic() - started) + tally.cost
+            if budget is not None and not (later and done):
+                budget.charge(meter.cost)
 
 
 def evaluate(
@@ -200,7 +206,15 @@ def summarize(rollouts: Sequence[Rollout], split: str, cost: Cost) -> Evaluation
         cost=cost,
         prompt_tokens={name: sum(n) / len(n) for name, n in read.items() if any(n)},  # a remote model may not say
         calls={name: count / len(whole) for name, count in made.items()},
+        agreement=_agreement(scored),
     )
+
+
+def _agreement(scores: Sequence[Score]) -> dict[str, float]:
+    """By criterion whose votes are several: how far they agree."""
+    names = dict.fromkeys(name for score in scores for name in score.votes)
+    found = {name: alpha([score.votes[name] for score in scores if name in score.votes]) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)

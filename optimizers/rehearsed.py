@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from colever.types import Rollout, Score
@@ -21,6 +21,7 @@ class Rehearsed:
     feedback: str
     failure: str | None
     reason: str
+    reasons: Mapping[str, str] = field(default_factory=dict)  # by criterion
 
     @classmethod
     def of(cls, rollout: Rollout) -> Rehearsed:
@@ -29,7 +30,7 @@ class Rehearsed:
         calls = tuple((s.predictor, s.inputs, s.outputs, s.failed, s.completion.text) for s in rollout.steps)
         return cls(
             rollout.example_id, rollout.outputs, calls, score.total, score.by_criterion, score.feedback,
-            rollout.failure, rollout.reason,
+            rollout.failure, rollout.reason, score.reasons,
         )  # fmt: skip
 
     @classmethod
@@ -39,4 +40,4 @@ class Rehearsed:
     @property
     def score(self) -> Score:
         """Without gold."""
-        return Score(self.total, self.by_criterion, self.feedback)
+        return Score(self.total, self.by_criterion, self.feedback, reasons=self.reasons)

@@ -21,9 +21,11 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from colever.config import ADAPTIVE, UNTRAINABLE, WRITTEN_WAYS, PromptSettings, SweepConfig, WeightSettings
+from colever.engines.bench import ANSWERS, seated
 from colever.errors import BudgetExhausted, LeverError, StoreError, UsageError
 from colever.optimizers import space
 from colever.optimizers.alternate import alternate
+from colever.optimizers.anchors import Anchors
 from colever.optimizers.attribution import arms_of, planned, stored_report
 from colever.optimizers.budget import Budget
 from colever.optimizers.elsewhere import other_tasks, others_of, read_elsewhere, trained
@@ -40,6 +42,7 @@ from colever.optimizers.tracker import NullTracker, Tracker
 from colever.optimizers.trials import Trials, entry_of, study_key
 from colever.optimizers.workers import Workers
 from colever.reported import StudyReport
+from colever.tasks.judges import open_judges, with_judge
 from colever.types import Cost, LeverName, RoundRecord, TrialRecord
 
 if TYPE_CHECKING:
@@ -81,7 +84,9 @@ def sweep(
     """
     folder = StudyFolder(home, config.study_name)
     tracker, workers = tracker or NullTracker(), Workers(folder.path)
-    with workers.joined(), _stops_told(tracker, workers):
+    with workers.joined(), _stops_told(tracker, workers), seated(config.judge, folder.home / ANSWERS) as bench:
+        task = with_judge(task, config.judge.model)
+        open_judges(task, bench)
         levers = levers or levers_for(config, engine)
         run = _Run(config, task, engine, folder, levers, tracker, progress or NullProgress(), workers)
         run.open()
@@ -160,6 +165,8 @@ class _Run:
                 self.folder.name, config.task, config.model, config.model_dump(mode="json"), plan, key,
                 splits, self._manifest(), alone=alone,
             )  # fmt: skip
+        self.anchors = Anchors(task, f"{self.folder.name} {self.state.started}")
+        self.anchors.begin(self.budget)
         self.progress.update(0, len(task.dev), "base on dev")
         self.base_dev = self.evaluator(self.base, budget=self.budget, on_done=self._told("base on dev", len(task.dev)))
         self.ledger.open()
@@ -205,6 +212,8 @@ class _Run:
                 self.evaluator(candidate, split, on_done=self._told(f"{split} ({done} of {len(plan)})", size))
             weights = trained(arms_of(self.state, self.base_dev, trials))
             for note in read_elsewhere(self.others, self.evaluator, weights, self.progress):
+                self._note(note)
+            for note in self.anchors.end(f"after {len(self.state.trials)} trials"):
                 self._note(note)
             self.state = replace(self.state, finished=True, elsewhere=others_of(self.others) if weights else {})
             report = stored_report(self.folder, self.state, trials)

@@ -196,7 +196,7 @@ class _Pull:
         share = team.share(examples)
 
         def work() -> tuple[list[Rollout], Cost]:
-            with metered(self.engine, len(share) * samples) as meter:
+            with metered(self.engine, len(share) * samples, self.budget, later=True) as meter:
                 rollouts = run_rollouts(
                     program,
                     share,

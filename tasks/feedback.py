@@ -79,7 +79,9 @@ def _wait(waiting: Sequence[Criterion], blockers: Sequence[str]) -> str:
 
 
 def _said(standing: Standing, criterion: Criterion, values: Values) -> str:
-    value, hint = values[criterion.name], f" ({criterion.hint})" if criterion.hint else ""
+    value = values[criterion.name]
+    told = [text for text in (criterion.hint, getattr(value, "reason", "")) if text]  # a judge gives a reason
+    hint = f" ({'; '.join(told)})" if told else ""
     if _holds(standing.closed, criterion):
         needed = f"the total is 0 unless it is at least {criterion.gate:g}, it is {value:.4g}"
         return f"gate {criterion.name} failed: {needed}{hint}"

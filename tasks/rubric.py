@@ -16,8 +16,9 @@ from typing import Any
 
 import dspy
 
-from colever.errors import InfrastructureError, TaskError
+from colever.errors import BudgetExhausted, InfrastructureError, TaskError
 from colever.tasks.feedback import Standing, of_step, of_whole
+from colever.tasks.judged import Judged
 from colever.tasks.source import code_digest
 from colever.types import Score, Step, digest_of
 
@@ -26,7 +27,7 @@ CriterionFunction = Callable[[dspy.Example, dspy.Prediction, Sequence[Step]], fl
 
 @dataclass(frozen=True)
 class Criterion:
-    """One named line of a rubric: ``check`` returns a number in [0, 1] (or a bool) for one rollout.
+    """One named line of a rubric: ``check`` returns a number in [0, 1] (a bool, a ``Judged``) for one rollout.
 
     ``predictor`` names the step that it speaks of: what falls short of it is told to that predictor alone.
     """
@@ -77,7 +78,8 @@ class Rubric:
         """The score of one rollout that produced a prediction.
 
         Raises TaskError, naming the criterion, if a criterion raises or returns anything outside [0, 1];
-        InfrastructureError, which makes no score, if what a criterion asks (a judge, a server) is broken.
+        InfrastructureError, which makes no score, if what a criterion asks (a judge, a server) is broken;
+        BudgetExhausted if it may be asked no more.
         """
         return self.compose({c.name: value_of(c, example, prediction, steps) for c in self.criteria})
 
@@ -87,14 +89,22 @@ class Rubric:
         waiting = {c.name for c in standing.waiting}
         total = sum(c.weight * c.counted(values[c.name]) for c in self.criteria if c.name not in waiting)
         total = 0.0 if standing.closed else total / self._total_weight
-        return Score(total, dict(values), of_whole(standing, values))
+        told = {name: value for name, value in values.items() if isinstance(value, Judged)}
+        return Score(
+            total,
+            {name: float(value) for name, value in values.items()},
+            of_whole(standing, values),
+            reasons={name: value.reason for name, value in told.items() if value.reason},
+            votes={name: value.votes for name, value in told.items() if value.votes},
+        )
 
     def feedback(self, score: Score, predictor: str) -> str:
         """What a rollout's score says of one predictor's step: where that step fell short, then the whole rollout.
 
         No predictor is blamed for another's failure: where another step alone fell short, that is all that is said.
         """
-        said = of_step(self._standing(score.by_criterion), score.by_criterion, predictor)
+        values = {name: Judged(value, score.reasons.get(name, "")) for name, value in score.by_criterion.items()}
+        said = of_step(self._standing(values), values, predictor)
         return ". ".join([f"score {score.total:.2f}", *said])
 
     def _standing(self, values: Mapping[str, float]) -> Standing:
@@ -120,8 +130,9 @@ class Rubric:
 def value_of(c: Criterion, example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[Step]) -> float:
     """One criterion's value of one rollout. Raises TaskError and InfrastructureError as ``Rubric.score`` does."""
     try:
-        value = float(c.check(example, prediction, steps))
-    except InfrastructureError:
+        found = c.check(example, prediction, steps)
+        value = found if isinstance(found, Judged) else float(found)
+    except (InfrastructureError, BudgetExhausted):  # a judge that is broken, or may be asked no more
         raise
     except Exception as error:
         raise TaskError(f"criterion {c.name!r} raised {type(error).__name__}: {error}") from error

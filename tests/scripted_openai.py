@@ -7,6 +7,8 @@ run on it. Replies come from a function of the messages or from a list, used up 
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +18,7 @@ from typing import Any, Literal
 
 Messages = list[dict[str, Any]]
 Script = Callable[[Messages], str] | Sequence[str]
-Kind = Literal["status", "hang", "malformed", "empty", "no choices"]
+Kind = Literal["status", "hang", "malformed", "empty", "no choices", "reset"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Fault:
 
     ``status``: the HTTP status, with ``retry_after`` where it is said; ``hang``: no answer for ``seconds``, then the
     connection is closed; ``malformed``: half of a JSON object; ``empty``: a reply of no text; ``no choices``: an empty
-    list of them.
+    list of them; ``reset``: the connection is reset.
     """
 
     kind: Kind = "status"
@@ -38,6 +40,7 @@ class Fault:
 
 TOO_MANY, BROKEN = Fault(status=429), Fault(status=500)
 HANG, MALFORMED, EMPTY, NO_CHOICES = Fault("hang"), Fault("malformed"), Fault("empty"), Fault("no choices")
+RESET = Fault("reset")
 
 
 @dataclass
@@ -164,6 +167,10 @@ def _handler(server: ScriptedOpenAI) -> type[BaseHTTPRequestHandler]:
                 )
             elif fault.kind == "hang":
                 server.wait(fault.seconds)
+                self.close_connection = True
+            elif fault.kind == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()  # whatever else still holds it, the next byte is refused
                 self.close_connection = True
             elif fault.kind == "malformed":
                 self._write(200, b'{"id": "scripted", "choices": [{"mess')

@@ -50,7 +50,8 @@ SETTINGS: dict[str, list[dict]] = {
     "math": [{**ANSWER, "label": "formula", "seconds": 1}],
     "similarity": [ANSWER, {**ANSWER, "method": "characters", "floor": 0.2}],
 }  # fmt: skip
-ELSEWHERE = {"unit_tests"}  # a process for every answer: tests/test_sandbox_cheats.py and its neighbours try those
+# A process for every answer (tests/test_sandbox_cheats.py), or a model that is asked (tests/test_judges.py).
+ELSEWHERE = {"unit_tests", "judge", "preference", "ranking"}
 CASES = [(kind, settings) for kind, several in SETTINGS.items() for settings in several]
 PIECES = [
     "", " ", "answer", "\x00", "\x1b[31m", "\ud800", "\U0010ffff", "\u202e", "½", "²", "٣", "−", "1e999",

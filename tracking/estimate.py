@@ -57,14 +57,20 @@ def to_json(found: Estimated) -> dict[str, Any]:
 def _table(name: str, found: Estimated) -> Table:
     columns = ["trial", "schedule", "rounds", "rollouts", "tokens", "TFLOPs", "time"]
     columns += ["dollars"] if found.search.dollars else []
+    columns += ["judge calls"] if found.search.judge_calls else []
+
+    def of(cost: Cost) -> list[str]:
+        price = [dollars(cost)] if found.search.dollars else []
+        return [*_columns(cost)[:4], *price, *([f"{cost.judge_calls:,}"] if found.search.judge_calls else [])]
+
     rows = [
-        Row([str(i), row.schedule or "searched", str(row.new_rounds), *_columns(row.cost)])
+        Row([str(i), row.schedule or "searched", str(row.new_rounds), *of(row.cost)])
         for i, row in enumerate(found.rows)
     ]
     foot = [
-        Row(["sweep", "and base", "", *_columns(found.search)], "best"),
-        Row(["report", "reads test", "", *_columns(found.reading)], "faint"),
-        Row(["probe", "done", "", *_columns(found.probe)], "faint"),
+        Row(["sweep", "and base", "", *of(found.search)], "best"),
+        Row(["report", "reads test", "", *of(found.reading)], "faint"),
+        Row(["probe", "done", "", *of(found.probe)], "faint"),
     ]
     return Table(f"{name}: what it would cost", columns, rows, foot)
 

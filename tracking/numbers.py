@@ -38,6 +38,7 @@ def of_evaluation(state: Evaluation, step: int) -> Iterator[Point]:
             f"{state.split}/score": state.score,
             f"{state.split}/gold": state.gold,
             **{f"{state.split}/{name}": value for name, value in state.by_criterion.items()},
+            **{f"agreement/{name}": value for name, value in state.agreement.items()},
             **{f"tokens/{name}": value for name, value in state.completion_tokens.items()},
             **{f"prompt_tokens/{name}": value for name, value in state.prompt_tokens.items()},
         },
@@ -53,6 +54,7 @@ def of_cost(cost: Cost, step: int = 0) -> Iterator[Point]:
             "cost/tflops": cost.flops / 1e12,
             "cost/trained_tokens": cost.trained_tokens,
             "cost/dollars": cost.dollars or None,
+            "cost/judge_calls": cost.judge_calls or None,
         },
     )
 

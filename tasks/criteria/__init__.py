@@ -6,12 +6,14 @@ from colever.tasks.criteria.answer_type import AnswerType
 from colever.tasks.criteria.choice import Choice
 from colever.tasks.criteria.citation import Citation
 from colever.tasks.criteria.json_text import Json
+from colever.tasks.criteria.judge import Judge
 from colever.tasks.criteria.length import Length, Truncation
 from colever.tasks.criteria.markup import Xml
 from colever.tasks.criteria.match import Exact, Normalized
 from colever.tasks.criteria.mathematics import Math
 from colever.tasks.criteria.number import Number
 from colever.tasks.criteria.pattern import Regex
+from colever.tasks.criteria.preference import Preference, Ranking
 from colever.tasks.criteria.set_f1 import SetF1
 from colever.tasks.criteria.similarity import Similarity
 from colever.tasks.criteria.tool_use import ArgumentsValid, Called, ResultUsed
@@ -36,4 +38,7 @@ KINDS: dict[str, type] = {
     "similarity": Similarity,
     "math": Math,
     "unit_tests": UnitTests,
+    "judge": Judge,
+    "preference": Preference,
+    "ranking": Ranking,
 }

@@ -91,10 +91,12 @@ def _plain(text: str) -> str:
 
 
 def _accepted(annotation: Any) -> str:
-    if get_args(annotation) and get_origin(annotation) is not tuple:
-        return ", ".join(f"`{a}`" for a in get_args(annotation))
-    words = {str: "text", bool: "true, false", int: "a whole number", float: "a number"}
-    return words.get(annotation, "a list of text")
+    parts, words = get_args(annotation), {str: "text", bool: "true, false", int: "a whole number", float: "a number"}
+    if get_origin(annotation) is tuple:
+        return {str: "a list of text", float: "a list of numbers"}.get(parts[0], "a list")
+    if type(None) in parts:
+        return f"{_accepted(parts[0])}, or none"
+    return ", ".join(f"`{a}`" for a in parts) or words[annotation]
 
 
 def main(arguments: Sequence[str]) -> None:
