@@ -17,6 +17,7 @@ TASK = """
 import dataclasses
 import dspy
 from colever import Criterion, Rubric, Task
+from colever.tasks.load import BUNDLED, PUBLISHED
 
 def rows(start, count):
     return [dspy.Example(question=str(i), answer=str(i)).with_inputs("question") for i in range(start, start + count)]
@@ -96,7 +97,7 @@ def test_the_engines_names_load_nothing_before_they_are_used() -> None:
 def test_tasks_are_listed(run: Run) -> None:
     status, out, _ = run("tasks", "--json")
     assert status == 0
-    assert set(json.loads(out)) == {"arithmetic", "routing", "lookup"}
+    assert set(json.loads(out)) == {*BUNDLED, *PUBLISHED}
 
 
 @pytest.mark.parametrize(
