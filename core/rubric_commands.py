@@ -133,7 +133,7 @@ def rescore_command(
 
     folder = find_study(home, name)
     config = load_config(folder.path / "config.yaml")
-    task = load_task(config.task, rubric or config.rubric)
+    task = load_task(config.task, config.data, rubric or config.rubric)
     found = rescore(folder, task, which, split)
     if as_json:
         console.show_json({**dataclasses.asdict(found), "means": _means(found)})

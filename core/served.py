@@ -1,7 +1,8 @@
 """A study's winner as something to call: ``mlflow.pyfunc.load_model("models:/arithmetic/1").predict([{…}])``.
 
 MLflow loads it by this module's name (``_load_pyfunc``), from JSON and safetensors: nothing is unpickled. The task is
-loaded by its name as everywhere; a task file must be there where the study had it. Knows tasks and engines; no MLflow.
+loaded by its name as everywhere; a task file, and the rows of ``--data``, must be there where the study had them. Knows
+tasks and engines; no MLflow.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ class ServedProgram:
         try:
             data = read_json(self.folder / "winner.json")
             self.name, self.model, self.engine_settings = data["task"], data["model"], dict(data["engine"])
+            self.data = data.get("data")
             self.candidate = Candidate.from_json(data["candidate"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self.folder} holds no winner of a study: {error}") from error
@@ -59,7 +61,8 @@ class ServedProgram:
             from colever.engines.lm import open_policy
             from colever.tasks.load import load_task
 
-            self._opened = load_task(self.name), open_policy(self.model, RemoteSettings(), **self.engine_settings)
+            task = load_task(self.name, self.data)
+            self._opened = task, open_policy(self.model, RemoteSettings(), **self.engine_settings)
         return self._opened
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -25,7 +26,8 @@ def show_study(config: SweepConfig, home: Path, as_json: bool, workers: int = 1)
     """Run or continue one study and show its report. Raises LeverError where trials failed."""
     built = run_study(config, home, workers)
     show_report(built, as_json)
-    scored = f"{config.task} --rubric {config.rubric}" if config.rubric else config.task
+    flags = {"--data": config.data, "--rubric": config.rubric}
+    scored = " ".join([config.task, *(f"{flag} {quote(file)}" for flag, file in flags.items() if file)])
     console.say(
         f"\nIn {home / 'studies' / config.study_name}: report.html, report.json, figures, config.yaml, candidate.json "
         f"(for: colever eval {scored} --candidate). Compare the runs: colever ui {config.study_name}"

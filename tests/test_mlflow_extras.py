@@ -132,7 +132,9 @@ import dspy
 def add():
     return dspy.Predict("question -> answer")
 
-task = toy_task(program=add, gold=None, instructions={{}}, rubric=Rubric([Criterion("any", lambda e, p, s: 1.0)]))
+def task(data):
+    open(data).close()
+    return toy_task(program=add, gold=None, instructions={{}}, rubric=Rubric([Criterion("any", lambda e, p, s: 1.0)]))
 """
 
 
@@ -140,6 +142,7 @@ def test_a_registered_winner_answers_as_the_program_does(
     home: Path,  # noqa: F811
     tmp_path: Path,
     talker_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import mlflow
 
@@ -150,10 +153,13 @@ def test_a_registered_winner_answers_as_the_program_does(
 
     file = tmp_path / "adder.py"
     file.write_text(SERVED_TASK.format(tests=str(Path(__file__).parent)))
-    name, task = f"{file}:task", load_task(f"{file}:task")
+    (tmp_path / "rows.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    name, task = f"{file}:task", load_task(f"{file}:task", "rows.jsonl")
     winner = Candidate({"self": PredictorPrompt(GOOD, ({"question": "1 + 1", "answer": "2"},))})
+    settings = {"engine": {"dtype": "float32"}, "data": "rows.jsonl"}
     tracker = MlflowTracker(home)
-    tracker.study_started("adder", name, str(talker_checkpoint), {"engine": {"dtype": "float32"}}, "1 trial")
+    tracker.study_started("adder", name, str(talker_checkpoint), settings, "1 trial")
     (study,) = [r for r in runs_in(home, name) if r.data.tags["kind"] == "study"]
     rounds = (replace(make_trials()[0].rounds[0], child=winner),)
     asked = [dict(row.inputs()) for _, row in task.examples("test")[:5]]
@@ -167,6 +173,8 @@ def test_a_registered_winner_answers_as_the_program_does(
     )
     mlflow.set_tracking_uri(store.tracking_uri(home))
     mlflow.set_registry_uri(store.tracking_uri(home))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     loaded = mlflow.pyfunc.load_model("models:/adder.task/1")
     program = loaded._model_impl
     assert isinstance(program, served.ServedProgram)

@@ -1,7 +1,7 @@
 """The winner as a version of a registered MLflow model, which loads back and predicts without a pickle.
 
     MLmodel, requirements.txt       how MLflow loads it: by the module ``colever.served``
-    data/winner/winner.json         task, base model, engine settings, prompts, where the weights are
+    data/winner/winner.json         task, its rows, base model, engine settings, prompts, where the weights are
     data/winner/weights/            the weights, where they are small; larger ones are referred to
 
 The model is named after the task; each study is a version of it. Knows MLflow and records; knows no tasks or engines.
@@ -128,6 +128,7 @@ def _save(folder: Path, report: StudyReport, candidate: Candidate, config: Mappi
     winner = {
         "study": report.study,
         "task": _absolute(task) if ":" in task or task.endswith(".py") else task,
+        "data": _absolute(config["data"]) if config.get("data") else None,
         "model": report.model if report.model == "seed" else _absolute(report.model),
         "engine": dict(config.get("engine", {})),
         "candidate": replace(candidate, weights=weights).to_json(),
