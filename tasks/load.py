@@ -23,6 +23,7 @@ PUBLISHED = {
     "banking77": "a bank customer's message and its intent, of 77; banking77-5: the 5 most frequent, routed to teams",
     "gsm8k": "grade-school word problems",
     "hover": "claims whose evidence is found in four hops over a corpus",
+    "papillon": "a private query, answered with an untrusted model's help; needs a judge (docs/judges.md)",
 }  # whose rows come from --data or the hub
 SMALLEST_SPLIT = 2
 
