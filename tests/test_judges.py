@@ -26,7 +26,7 @@ from colever.engines.tally import tallied
 from colever.errors import BudgetExhausted, InfrastructureError, TaskError, UsageError
 from colever.optimizers.agreement import alpha
 from colever.optimizers.budget import Budget
-from colever.optimizers.evaluate import evaluate, measure
+from colever.optimizers.evaluate import evaluate, measure, metered
 from colever.tasks.criteria.judge import Judge
 from colever.tasks.criteria.material import read_verdict
 from colever.tasks.criteria.panel import Anchor
@@ -220,6 +220,19 @@ def test_a_cap_on_tokens_or_dollars_stops_the_next_batch(cap: dict[str, float]) 
         with pytest.raises(BudgetExhausted):
             evaluate(task.base_candidate(), task, ToyEngine(), budget=budget, limit=3)
         assert len(server.asked) == asked == 3
+
+
+def test_a_batch_of_which_others_keep_the_ledger_is_charged_here_only_where_it_raises() -> None:
+    with ScriptedOpenAI(script) as server:
+        asked, budget = judge(server), Budget({"judge_calls": 2})
+        with metered(ToyEngine(), 0, budget, later=True) as meter:
+            asked(ROW, said("4"))
+        assert (meter.cost.judge_calls, budget.spent.judge_calls) == (1, 0)
+        budget.charge(meter.cost)
+        with pytest.raises(BudgetExhausted), metered(ToyEngine(), 0, budget, later=True):
+            asked(ROW, said("5"))
+            asked(ROW, said("6"))
+        assert (budget.spent.judge_calls, len(server.asked)) == (2, 2)
 
 
 # --- what goes wrong -----------------------------------------------------------------------------------
