@@ -30,7 +30,7 @@ class Source:
     """Where a task's rows come from: the hub's name (and configuration) of the data set, and the fields of a row.
 
     ``spellings`` are further names that a field has in some copies; ``published`` maps the SHA-256 of files that are
-    known to what they are.
+    known to what they are. ``whole``: the hub has train rows alone, of which all three splits are parts.
     """
 
     hub: str
@@ -38,6 +38,7 @@ class Source:
     config: str | None = None
     spellings: Mapping[str, str] = field(default_factory=dict)  # name in the copy -> the field
     published: Mapping[str, str] = field(default_factory=dict)
+    whole: bool = False
 
     @property
     def wanted(self) -> str:
@@ -80,7 +81,7 @@ def read_splits(
     makes a filter out of the train rows. A row whose first field has been seen before is left out. Of fewer rows than
     ``sizes`` add up to the splits are smaller, in proportion. Raises TaskError as ``read_rows``.
     """
-    apart = data is None or Path(data).is_dir()
+    apart = not source.whole if data is None else Path(data).is_dir()
     learnt = read_rows(source, data)
     held = read_rows(source, data, "test") if apart else Rows((), "")
     kept, seen = keep(learnt.rows), set[str]()

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from colever.engines.bench import Bench
 from colever.errors import TaskError
+from colever.pipelines.delegate import Delegate
 from colever.tasks.criteria.panel import Panel
 from colever.tasks.rubric import Rubric
 from colever.tasks.task import Task
@@ -37,7 +38,14 @@ def with_judge(task: Task, model: str | None) -> Task:
 
 
 def open_judges(task: Task, bench: Bench) -> None:
-    """Raises UsageError for a model that cannot be asked: a name, a key, an address that does not answer."""
+    """Raises UsageError for a model that cannot be asked: a name, a key, an address that does not answer.
+
+    Those that the program delegates to are looked at as well.
+    """
     for name, judge in judges_of(task).items():
         for model in judge.models:
             bench.open(model, f"judge {name!r}: model")
+    for _, module in task.program().named_sub_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Delegate):
+                bench.open(value.model, f"program of task {task.name!r}: {name}")

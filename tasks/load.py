@@ -25,6 +25,7 @@ PUBLISHED = {
     "gsm8k": "grade-school word problems",
     "hover": "claims whose evidence is found in four hops over a corpus",
     "humaneval": "Python functions to be completed, checked by unit tests in a sandbox",
+    "papillon": "a private query, answered with an untrusted model's help; needs a judge (docs/judges.md)",
 }  # whose rows come from --data or the hub
 SMALLEST_SPLIT = 2
 

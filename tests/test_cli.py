@@ -17,7 +17,6 @@ TASK = """
 import dataclasses
 import dspy
 from colever import Criterion, Rubric, Task
-from colever.tasks.load import BUNDLED, PUBLISHED
 
 def rows(start, count):
     return [dspy.Example(question=str(i), answer=str(i)).with_inputs("question") for i in range(start, start + count)]
@@ -97,6 +96,8 @@ def test_the_engines_names_load_nothing_before_they_are_used() -> None:
 def test_tasks_are_listed(run: Run) -> None:
     status, out, _ = run("tasks", "--json")
     assert status == 0
+    from colever.tasks.load import BUNDLED, PUBLISHED
+
     assert set(json.loads(out)) == {*BUNDLED, *PUBLISHED}
 
 

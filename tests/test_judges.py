@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +27,7 @@ from colever.engines.tally import tallied
 from colever.errors import BudgetExhausted, InfrastructureError, TaskError, UsageError
 from colever.optimizers.agreement import alpha
 from colever.optimizers.budget import Budget
-from colever.optimizers.evaluate import evaluate, measure
+from colever.optimizers.evaluate import evaluate, measure, metered
 from colever.tasks.criteria.judge import Judge
 from colever.tasks.criteria.material import read_verdict
 from colever.tasks.criteria.panel import Anchor
@@ -82,6 +83,22 @@ def test_a_long_answer_is_shown_without_its_middle() -> None:
         judge(server, longest=100)(ROW, said("a" * 5000 + "b" * 5000))
         assert "(9,900 characters left out)" in server.prompts[0]
         assert len(server.prompts[0]) < 2500
+
+
+def test_whatever_a_model_writes_can_be_shown() -> None:
+    deep: object = "x"
+    for _ in range(5000):
+        deep = [deep]
+    values = ["", "\x00\ud800\u202e", b"bytes", None, float("nan"), 10**5000, deep, {1: {2}}, object(), "x" * 200_000]
+    with ScriptedOpenAI(lambda messages: "VERDICT: fair") as server:
+        assert [float(judge(server)(ROW, said(value))) for value in values] == [0.5] * len(values)
+
+
+def test_settings_are_json_and_judges_are_equal_by_them() -> None:
+    one = Judge(question="Good?", models=("openai/x",), anchors=(Anchor("bad", {"answer": "4"}),))
+    again = Judge(**json.loads(json.dumps(dataclasses.asdict(one))))
+    assert again == one
+    assert hash(again) == hash(one)
 
 
 def test_steps_that_are_not_in_the_prediction_may_be_shown() -> None:
@@ -220,6 +237,18 @@ def test_a_cap_on_tokens_or_dollars_stops_the_next_batch(cap: dict[str, float]) 
         with pytest.raises(BudgetExhausted):
             evaluate(task.base_candidate(), task, ToyEngine(), budget=budget, limit=3)
         assert len(server.asked) == asked == 3
+
+
+def test_a_batch_of_which_others_keep_the_ledger_is_charged_here_only_where_it_raises() -> None:
+    with ScriptedOpenAI(script) as server:
+        asked, budget = judge(server), Budget({"judge_calls": 2})
+        with metered(ToyEngine(), 0, budget, later=True) as meter:
+            asked(ROW, said("4"))
+        assert (meter.cost.judge_calls, budget.spent.judge_calls) == (1, 0)
+        budget.charge(meter.cost)
+        with pytest.raises(BudgetExhausted), metered(ToyEngine(), 0, budget, later=True):
+            _ = [asked(ROW, said(text)) for text in ("5", "6")]
+        assert (budget.spent.judge_calls, len(server.asked)) == (2, 2)
 
 
 # --- what goes wrong -----------------------------------------------------------------------------------

@@ -43,9 +43,13 @@ def sections(kinds: Mapping[str, tuple[Mapping[str, Any], Sequence[str] | None]]
 
 
 def shown(value: Any, longest: int) -> str:
-    """A value as text: its middle is left out where it is too long."""
-    value = plain(value)
-    return cut(encodable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)), longest)
+    """A value as text: its middle is left out where it is too long. Nothing that a model can write breaks it."""
+    try:
+        value = plain(value)
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1)
+    except (RecursionError, ValueError, TypeError) as error:  # nested too deep; a number of too many digits
+        text = f"({type(value).__name__} that cannot be shown: {type(error).__name__})"
+    return cut(encodable(text), longest)
 
 
 def outputs_of(prediction: dspy.Prediction, steps: Sequence[Step]) -> dict[str, Any]:

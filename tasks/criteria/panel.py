@@ -43,6 +43,9 @@ class Anchor:
     inputs: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, Any] = field(default_factory=dict)
 
+    def __hash__(self) -> int:
+        return hash((self.choice, *map(str, (self.outputs, self.inputs, self.labels))))
+
 
 @dataclass(frozen=True)
 class Vote:
@@ -81,6 +84,8 @@ class Panel:
             if isinstance(value, str):
                 raise TaskError(f"{self._kind}: {name} is {value!r}; accepted: a list of names")
             object.__setattr__(self, name, value if value is None else tuple(value))
+        made = (anchor if isinstance(anchor, Anchor) else Anchor(**anchor) for anchor in self.anchors)
+        object.__setattr__(self, "anchors", tuple(made))
         for name, least in (("votes", 1), ("max_tokens", 1), ("longest", 100)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
