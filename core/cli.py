@@ -73,12 +73,12 @@ HOME = Path("mlruns")
 @app.command(epilog="Example: colever tasks")
 def tasks(as_json: JsonOption = False) -> None:
     """List the bundled tasks, and those whose rows are published elsewhere."""
-    from colever.tasks.load import BUNDLED, PUBLISHED
+    from colever.tasks.load import BUNDLED, LONG, PUBLISHED
 
     if as_json:
-        console.show_json(BUNDLED | PUBLISHED)
+        console.show_json(BUNDLED | LONG | PUBLISHED)
         return
-    for name, text in BUNDLED.items():
+    for name, text in (BUNDLED | LONG).items():
         console.show(f"[bold]{name:12}[/] {text}")
     for name, text in PUBLISHED.items():
         console.show(f"[bold]{name:12}[/] {text} [dim](rows: --data, or the hub)[/]")

@@ -20,6 +20,7 @@ BUNDLED = {
     "lookup": "an agent that calls a tool over a small knowledge base, one or two hops: both",
     "routing": "a ticket's topic, mapped to a team by an arbitrary code book: knowledge",
 }
+LONG = {"explore": "a walk through a town in search of a pet, by 4 to 100 calls of a tool"}  # not among all
 PUBLISHED = {
     "banking77": "a bank customer's message and its intent, of 77; banking77-5: the 5 most frequent, routed to teams",
     "gsm8k": "grade-school word problems",
@@ -44,7 +45,7 @@ def load_task(name: str, data: str | None = None, rubric: str | None = None) -> 
 
 def _named(name: str, data: str | None) -> Task:
     published, _, size = name.partition("-")
-    if name in BUNDLED:
+    if name in BUNDLED | LONG:
         if data is not None:
             raise TaskError(f"--data {data}: task {name!r} makes its own rows; accepted: with {', '.join(PUBLISHED)}")
         task: Task = import_module(f"colever.tasks.{name}").task
@@ -58,7 +59,7 @@ def _named(name: str, data: str | None) -> Task:
     if ":" in name or name.endswith(".py"):
         return _from_file(name, data)
     raise TaskError(
-        f"unknown task {name!r}; accepted: {', '.join([*BUNDLED, *PUBLISHED])}, or a file as my_task.py:task"
+        f"unknown task {name!r}; accepted: {', '.join([*BUNDLED, *LONG, *PUBLISHED])}, or a file as my_task.py:task"
     )
 
 

@@ -96,9 +96,9 @@ def test_the_engines_names_load_nothing_before_they_are_used() -> None:
 def test_tasks_are_listed(run: Run) -> None:
     status, out, _ = run("tasks", "--json")
     assert status == 0
-    from colever.tasks.load import BUNDLED, PUBLISHED
+    from colever.tasks.load import BUNDLED, LONG, PUBLISHED
 
-    assert set(json.loads(out)) == {*BUNDLED, *PUBLISHED}
+    assert set(json.loads(out)) == {*BUNDLED, *LONG, *PUBLISHED}
 
 
 @pytest.mark.parametrize(
