@@ -11,6 +11,7 @@ import typer
 
 from colever import console
 from colever.errors import ColeverError, UsageError
+from colever.rubric_commands import DataOption, RubricOption, rescore_command, rubric_app
 from colever.seed_commands import seed_app
 from colever.shown import (
     show_comparison,
@@ -37,21 +38,23 @@ app = typer.Typer(
     epilog="Start with: colever sweep arithmetic",
 )
 app.add_typer(seed_app, name="seed")
+app.add_typer(rubric_app, name="rubric")
+app.command("rescore", epilog="Example: colever rescore arithmetic 2.1 --rubric strict.toml")(rescore_command)
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, or a file as my_task.py:task.")]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="seed, a checkpoint folder, a hub name, or api:openai/gpt-5-mini (docs/remote.md)."),
 ]
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", help="Rows of gsm8k, banking77, …: a file, or a folder; default: the hub."),
-]
 PromptModelOption = Annotated[
     str | None,
     typer.Option("--prompt-model", help="Who writes prompts: policy, openai/gpt-5-mini, or NAME@http://HOST:PORT/v1."),
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Of everything random.")]
+HackingOption = Annotated[
+    str | None,
+    typer.Option("--on-hacking", help="Score up, truth not: warn, stop (refuse the round, end the trial), or off."),
+]
 StudyOption = Annotated[str | None, typer.Option("--study", help="Name; default <task>-<model>-s<seed>.")]
 BudgetOption = Annotated[
     list[str] | None,
@@ -86,6 +89,7 @@ def evaluate_command(
     task: TaskArgument,
     split: Annotated[str, typer.Option("--split", help="train, dev, test or a watched split.")] = "dev",
     data: DataOption = None,
+    rubric: RubricOption = None,
     model: ModelOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N examples.")] = None,
     candidate: Annotated[
@@ -97,7 +101,7 @@ def evaluate_command(
     as_json: JsonOption = False,
 ) -> None:
     """Score the program on one split: the base, or a candidate."""
-    resolved = _config(config, settings, None, task=task, data=data, model=model, seed=seed)
+    resolved = _config(config, settings, None, task=task, data=data, rubric=rubric, model=model, seed=seed)
     with interruptible("nothing was stored"):
         loaded, engine = open_study(resolved)
         if split not in ("train", "dev", "test", *loaded.watched):
@@ -119,11 +123,13 @@ def optimize(
     task: TaskArgument,
     schedule: Annotated[str, typer.Option("--schedule", help="Levers in order, p and w, or adaptive.")] = "p,w",
     data: DataOption = None,
+    rubric: RubricOption = None,
     model: ModelOption = None,
     study: StudyOption = None,
     seed: SeedOption = None,
     budget: BudgetOption = None,
     prompt_model: PromptModelOption = None,
+    on_hacking: HackingOption = None,
     settings: SetOption = None,
     config: ConfigOption = None,
     home: HomeOption = HOME,
@@ -134,8 +140,8 @@ def optimize(
 
     check_schedule(schedule)
     resolved = _config(
-        config, settings, budget, prompt_model, task=task, data=data, model=model, study=study, seed=seed, trials=1,
-        schedules=[schedule],
+        config, settings, budget, prompt_model, on_hacking, task=task, data=data, rubric=rubric, model=model,
+        study=study, seed=seed, trials=1, schedules=[schedule],
     )  # fmt: skip
     if resolved.study is None:
         name = f"{resolved.study_name}-{schedule.replace(',', '').replace(' ', '').replace('->', '')}"
@@ -148,12 +154,14 @@ def sweep(
     task: Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, all of them (all), or my_task.py:task.")],
     trials: Annotated[int | None, typer.Option("--trials", help="The arms first, then searched ones.")] = None,
     data: DataOption = None,
+    rubric: RubricOption = None,
     model: ModelOption = None,
     study: StudyOption = None,
     seed: SeedOption = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on: a study each.")] = 1,
     budget: BudgetOption = None,
     prompt_model: PromptModelOption = None,
+    on_hacking: HackingOption = None,
     settings: SetOption = None,
     config: ConfigOption = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="So many processes share a study out.")] = 1,
@@ -170,8 +178,9 @@ def sweep(
     from colever.tasks.load import BUNDLED
 
     def resolved(name: str) -> SweepConfig:
-        flags = {"task": name, "data": data, "model": model, "study": study, "seed": seed, "trials": trials}
-        return _config(config, settings, budget, prompt_model, **flags)
+        flags: dict[str, Any] = {"task": name, "data": data, "rubric": rubric, "model": model}
+        flags |= {"study": study, "seed": seed, "trials": trials}
+        return _config(config, settings, budget, prompt_model, on_hacking, **flags)
 
     configs = several([resolved(name) for name in (BUNDLED if task == "all" else [task])], seeds)
     if not configs[0].trainable:
@@ -331,14 +340,14 @@ def _config(
     settings: list[str] | None,
     budget: list[str] | None,
     prompt_model: str | None = None,
+    on_hacking: str | None = None,
     **flags: Any,
 ) -> SweepConfig:
     from colever.loading import load_config, parse_pairs
 
     caps = {f"budget.{key}": value for key, value in parse_pairs(budget or [], "--budget").items()}
     asked = {} if prompt_model is None else {"proposer.model": prompt_model}
-    if flags.get("data") is not None:
-        flags["data"] = str(flags["data"])
+    asked |= {} if on_hacking is None else {"guard.on_hacking": on_hacking}
     return load_config(file, flags=flags, overrides={**parse_pairs(settings or [], "--set"), **asked, **caps})
 
 

@@ -164,6 +164,17 @@ class ProposerSettings(RemoteSettings):
     max_tokens: int = _setting(4096, "of one answer; models that reason get at least 16000", ge=1)
 
 
+class GuardSettings(Settings):
+    """The guard against reward hacking; see docs/guard.md."""
+
+    on_hacking: Literal["warn", "stop", "off"] = _setting(
+        "warn", "stop: the child is not kept and its trial ends; reads gold on dev"
+    )
+    margin: float = _setting(0.05, "of the score: what may be gained without gold", ge=0, le=1)
+    form_allowance: float = _setting(0.25, "of the score: what criteria marked as form may add first", ge=0, le=1)
+    alpha: float = _setting(0.05, "chance of a false alarm in a trial, over all its looks", gt=0, lt=0.5)
+
+
 class JudgeSettings(RemoteSettings):
     """Models that judge answers, and others that a task asks; see docs/judges.md."""
 
@@ -195,6 +206,7 @@ class SweepConfig(Settings):
     model: str = _setting(
         "seed", "seed, a checkpoint folder, a hub name, or a model behind an API: api:openai/gpt-5-mini"
     )
+    rubric: str | None = _setting(None, "a TOML or YAML file in the place of the task's rubric; see docs/rubrics.md")
     study: str | None = _setting(None, "its name; unset: TASK-MODEL-sSEED", pattern=r"^\w[\w.-]*$")
     seed: int = _setting(0, "of everything random", ge=0)
     trials: int = _setting(4, "the first schedules, then searched ones", ge=1)
@@ -233,6 +245,7 @@ class SweepConfig(Settings):
     engine: EngineSettings = Field(default_factory=EngineSettings)
     remote: RemoteSettings = Field(default_factory=RemoteSettings)
     proposer: ProposerSettings = Field(default_factory=ProposerSettings)
+    guard: GuardSettings = Field(default_factory=GuardSettings)
     judge: JudgeSettings = Field(default_factory=JudgeSettings)
 
     @field_validator("schedules")
@@ -294,9 +307,15 @@ class SweepConfig(Settings):
         return not self.model.startswith(API)
 
     @property
+    def resumable(self) -> frozenset[str]:
+        """What another run of this study may change; a guard that stops trials decides what they are."""
+        return RESUMABLE if self.guard.on_hacking == "stop" else RESUMABLE | {"guard"}
+
+    @property
     def study_name(self) -> str:
-        """The given name, or one made of task, model and seed."""
-        return self.study or f"{_slug(self.task)}-{_slug(self.model)}-s{self.seed}"
+        """The given name, or one made of task, rubric, model and seed."""
+        rubric = [_slug(self.rubric).rpartition(".")[0] or _slug(self.rubric)] if self.rubric else []
+        return self.study or "-".join([_slug(self.task), *rubric, _slug(self.model), f"s{self.seed}"])
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that ``load_config`` reads back."""

@@ -32,7 +32,7 @@ class Finding:
 def examine(home: Path) -> list[Finding]:
     """Every check, in the order shown; a check that fails becomes a finding."""
     findings: list[Finding] = []
-    checks: tuple[Callable[[], list[Finding]], ...] = (_python, _packages, _machine, _devices, _seed)
+    checks: tuple[Callable[[], list[Finding]], ...] = (_python, _packages, _machine, _devices, _seed, _sandbox)
     for check in (*checks, lambda: _home(home), _extras, _keys):
         try:
             findings += check()
@@ -87,6 +87,18 @@ def _seed() -> list[Finding]:
     path = seed_path()
     there = (path / "config.json").is_file() and (path / "model.safetensors").is_file()
     return [Finding("seed model", there, str(path) if there else "not built: run `colever seed build`")]
+
+
+def _sandbox() -> list[Finding]:
+    """How generated programs are walled off here; limits alone are refused unless a criterion says ``best``."""
+    from colever.tasks.sandbox.host import WALLS, available
+
+    found = available()
+    why = "; ".join(f"{level}: {reason}" for level, reason in found.missing.items())
+    if found.level is None:
+        return [Finding("sandbox", None, f"none ({why})")]
+    detail = WALLS[found.level] + (f" ({why})" if why else "")
+    return [Finding("sandbox", True if found.level != "limits" else None, f"{found.level}: {detail}")]
 
 
 def _home(home: Path) -> list[Finding]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from colever.looks import Guarded
 from colever.prompt_notes import PromptNotes
 from colever.samples import SampledRollout
 from colever.types import Candidate, Cost, LeverName, RoundRecord
@@ -194,3 +195,4 @@ class StudyReport:
     elsewhere: Sequence[Elsewhere] = ()  # other tasks under the trained weights
     rollouts: Mapping[str, tuple[SampledRollout, SampledRollout]] = field(default_factory=dict)  # base's and winner's
     prompt_rounds: Sequence[PromptRound] = ()  # each distinct one of all trials
+    guard: Guarded | None = None  # what the guard against reward hacking saw; None where it was off

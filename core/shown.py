@@ -90,7 +90,7 @@ def stored_task(folder: StudyFolder) -> Task:
     from colever.tasks.load import load_task
 
     config, state = load_config(folder.path / "config.yaml"), folder.state()
-    task = load_task(config.task, config.data)
+    task = load_task(config.task, config.data, config.rubric)
     if state is None or task.digest() != state.grounds.task:
         raise TaskError(f"task {task.name!r} is not the one that study {folder.name!r} was run on")
     return task

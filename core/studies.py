@@ -25,9 +25,10 @@ def show_study(config: SweepConfig, home: Path, as_json: bool, workers: int = 1)
     """Run or continue one study and show its report. Raises LeverError where trials failed."""
     built = run_study(config, home, workers)
     show_report(built, as_json)
+    scored = f"{config.task} --rubric {config.rubric}" if config.rubric else config.task
     console.say(
         f"\nIn {home / 'studies' / config.study_name}: report.html, report.json, figures, config.yaml, candidate.json "
-        f"(for: colever eval {config.task} --candidate). Compare the runs: colever ui {config.study_name}"
+        f"(for: colever eval {scored} --candidate). Compare the runs: colever ui {config.study_name}"
     )
     _raise_failures(built.failures, config.trials)
 
@@ -138,7 +139,7 @@ def open_study(config: SweepConfig) -> tuple[Any, Any]:
     from colever.tasks.judges import open_judges, with_judge
     from colever.tasks.load import load_task
 
-    task = with_judge(load_task(config.task, config.data), config.judge.model)
+    task = with_judge(load_task(config.task, config.data, config.rubric), config.judge.model)
     open_judges(task, seat(config.judge))
     from colever.engines.lm import open_policy
     from colever.optimizers.proposer import open_proposer

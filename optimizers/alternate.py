@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from colever.errors import ColeverError, LeverError
 from colever.optimizers.adaptive import Order, fixed
 from colever.optimizers.budget import Budget
+from colever.optimizers.guard import Refuse
 from colever.optimizers.lever import Lever, NullProgress, Progress, Staged
 from colever.types import Candidate, Evaluation, LeverName, RoundRecord
 
@@ -33,14 +34,17 @@ def alternate(
     *,
     budget: Budget,
     round_caps: Mapping[str, float] | None = None,
+    refuse: Refuse = lambda before, record: record,
     on_round: OnRound = lambda index, record, reused: True,
     progress: Progress | None = None,
 ) -> list[RoundRecord]:
     """Pull ``schedule``'s levers from ``candidate``, or those that it names as it goes; the rounds, each stored.
 
-    A child is kept if its dev mean is higher than its parent's. Gold is not read. A round is a pure function of its
-    key, so one that is stored is read and not run. Raises LeverError for a pull that failed and BudgetExhausted for
-    one cut short by a cap: neither is stored.
+    A child is kept if its dev mean is higher than its parent's. Gold is not read, but for ``refuse``: of a study whose
+    guard may stop a trial (``guard.on_hacking=stop``) it does not keep a child that hacks the rubric. A round is a pure
+    function of its key, so one that is stored is read and not run; ``refuse`` changes what this trial makes of it, not
+    what is stored. Raises LeverError for a pull that failed and BudgetExhausted for one cut short by a cap: neither is
+    stored.
     """
     progress = progress or NullProgress()
     before = evaluator(candidate)
@@ -60,6 +64,7 @@ def alternate(
             if record is None:
                 ledger = budget.slice(round_caps)
                 record = store.put(pull(key, lever, candidate, before, evaluator, store, ledger, seed, told))
+        record = refuse(rounds, record)
         rounds.append(record)
         if not on_round(index, record, reused):
             break

@@ -14,6 +14,7 @@ from colever.optimizers.elsewhere import elsewhere, trained
 from colever.optimizers.flips import flips_between
 from colever.optimizers.folding import folded_rounds
 from colever.optimizers.fronts import Place, cost_to, front, levels, places
+from colever.optimizers.judged import guarded
 from colever.optimizers.power import would_resolve
 from colever.optimizers.prompt_rounds import prompt_rounds
 from colever.optimizers.statistics import Values, lever_effects, mean_estimate, paired_effect
@@ -164,6 +165,7 @@ def build_report(
         notes=[*state.notes, *measured.notes(chosen, winner), *_unresolved(effects)],
         flips=measured.flips(winner),
         prompt_rounds=prompt_rounds(trials),
+        guard=guarded(state, base_dev, trials),
     )
 
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from colever.comparison import ComparisonRow, Reached
-from colever.config import RESUMABLE
 from colever.errors import UsageError
 from colever.loading import load_config
 from colever.optimizers.attribution import CELLS, choose_arms, path_points
@@ -58,8 +57,9 @@ def _settings_digest(study: _Study) -> str:
     file = study.folder.path / "config.yaml"
     if not file.exists():
         raise UsageError(f"study {study.folder.name!r}: {file} is gone; run its sweep again")
-    settings = load_config(file).model_dump(mode="json")
-    kept = {k: v for k, v in settings.items() if k == "trials" or k not in RESUMABLE | {"seed"}}
+    config = load_config(file)
+    settings, free = config.model_dump(mode="json"), config.resumable | {"seed"}
+    kept = {k: v for k, v in settings.items() if k == "trials" or k not in free}
     return digest_of([kept, asdict(study.state.grounds)])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from colever.errors import UsageError
+from colever.optimizers.judged import with_evidence
 from colever.optimizers.named_rounds import find_round
 from colever.optimizers.store import EvaluationStore
 from colever.optimizers.study import StudyFolder, StudyState
@@ -17,10 +18,17 @@ from colever.types import Candidate
 def with_rollouts(report: StudyReport, folder: StudyFolder) -> StudyReport:
     """The report with base's and the winner's rollouts of the test examples that were kept of both.
 
-    Flipped examples among them get their fields. A study whose test is unread stays as it is.
+    Flipped examples among them get their fields, and the guard's alarms those kept of dev. A study whose test is unread
+    gets these alone.
     """
     state = folder.state()
-    if state is None or not report.finished or not report.path:
+    if state is None:
+        return report
+    if report.guard is not None:
+        trials = folder.trials(state)
+        guard = with_evidence(report.guard, state, trials, lambda c: _kept(folder, state, c, "dev"))
+        report = replace(report, guard=guard)
+    if not report.finished or not report.path:
         return report
     before = {r.example_id: r for r in _kept(folder, state, state.base, "test")}
     after = {r.example_id: r for r in _kept(folder, state, report.path[-1].kept, "test")}

@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from colever.config import RESUMABLE, SweepConfig
+from colever.config import SweepConfig
 from colever.errors import StoreError, UsageError
 from colever.loading import load_config
 from colever.optimizers.evaluate import Grounds
+from colever.optimizers.guard import Rules, taken
 from colever.optimizers.store import EvaluationStore, RoundStore, read_sealed, write_sealed
 from colever.types import Candidate, Cost, Evaluation, RoundRecord, TrialRecord
 
@@ -65,6 +66,7 @@ class StudyState:
     axis: str = "flops"
     dollars_per_hour: float = 0.0
     elsewhere: Mapping[str, Other] = field(default_factory=dict)  # other tasks that were scored, by name
+    guard: Rules = field(default_factory=Rules)
 
     def to_json(self) -> dict[str, Any]:
         others = {name: {"digest": o.digest, "base": o.base.to_json()} for name, o in self.elsewhere.items()}
@@ -80,6 +82,7 @@ class StudyState:
         fields["elsewhere"] = {
             name: Other(o["digest"], Candidate.from_json(o["base"])) for name, o in data.get("elsewhere", {}).items()
         }
+        fields["guard"] = Rules.from_json(data.get("guard", {}))
         for name in ("watched", "schedules", "notes"):
             fields[name] = tuple(data[name])
         return cls(**fields)
@@ -133,11 +136,13 @@ class StudyFolder:
         stored = self.state()
         counted = {"dollars_per_hour", "remote"} if (config.objective, config.axis) == ("cost", "dollars") else set()
         if file.exists() and stored is not None and stored.trials:
-            old, new = (c.model_dump(mode="json") for c in (load_config(file), config))
+            before = load_config(file)
+            free = (before.resumable & config.resumable) - counted
+            old, new = (c.model_dump(mode="json") for c in (before, config))
             changed = [
                 f"{key} was {_short(a)}, now {_short(b)}"
                 for key, a, b in _differences(old, new)
-                if not {key, key.split(".")[0]} & (RESUMABLE - counted) and not (key == "task" and same_task(a, b))
+                if not {key, key.split(".")[0]} & free and not _same(key, a, b)
             ]
             if changed:
                 raise UsageError(
@@ -153,14 +158,15 @@ class StudyFolder:
             raise StoreError(f"{file} cannot be written: {error}") from error
 
     def trials(self, state: StudyState) -> list[TrialRecord]:
-        """The ended trials with their rounds read from the store; a round that several share is read once."""
+        """The ended trials, their rounds read from the store, shared ones once, and taken as the guard has them."""
         store, read = RoundStore(self.home), dict[str, RoundRecord]()
         for key in dict.fromkeys(k for t in state.trials for k in t.rounds):
             record = store.get(key)
             if record is None:
                 raise StoreError(f"study {self.name!r}: round {key} is gone from {store.folder}; run the sweep again")
             read[key] = record
-        return [trial_record(t, [read[key] for key in t.rounds], state.base) for t in state.trials]
+        rounds = [taken([read[key] for key in t.rounds], state.guard) for t in state.trials]
+        return [trial_record(t, r, state.base) for t, r in zip(state.trials, rounds, strict=True)]
 
     def evaluations(
         self, state: StudyState, grounds: Grounds | None = None
@@ -220,6 +226,13 @@ def same_task(one: str, other: str) -> bool:
     if not file or not other_file:
         return one == other
     return name == other_name and Path(file).resolve() == Path(other_file).resolve()
+
+
+def _same(key: str, old: Any, new: Any) -> bool:
+    """Whether two spellings of a setting name one thing."""
+    if key in ("rubric", "data"):
+        return bool(old and new) and Path(old).resolve() == Path(new).resolve()
+    return key == "task" and same_task(old, new)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -9,9 +9,10 @@ run one study at once: each takes trials from the same database, and rounds from
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from colever.optimizers.budget import Budget
 from colever.optimizers.elsewhere import other_tasks, others_of, read_elsewhere, trained
 from colever.optimizers.evaluate import Evaluator
 from colever.optimizers.fronts import AXES
+from colever.optimizers.guard import Rules, looks, refused, unhacked
 from colever.optimizers.ledger import Ledger
 from colever.optimizers.lever import Lever, NullProgress, Progress, Staged
 from colever.optimizers.manifest import manifest
@@ -243,15 +245,17 @@ class _Run:
         levers = self._levers(schedule, settings)
         self.keys = []
         self.ledger.mark()
-        pruned = False
+        pruned, played = False, list[RoundRecord]()
 
         def on_round(index: int, record: RoundRecord, stored: bool) -> bool:
             nonlocal pruned
             self.keys.append(record.key)
+            played.append(record)
             seen = self.ledger.end_round(record, stored)
             with self.workers.writing():
                 kept = self.evaluator.rollouts(record.child)
                 self.tracker.round_finished(trial.number, index, self._at_price(record), seen, kept)
+                self._judge(trial.number, played)
                 if index not in reported:
                     trial.report(record.dev.score, step=index)
             told = index >= max(reported, default=0)  # Optuna judges the last round that was told, before a kill too
@@ -265,9 +269,10 @@ class _Run:
             trial.set_user_attr("settings", settings)
             self.tracker.trial_started(trial.number, schedule, settings)
         where = f"trial {place} of {config.trials} ({schedule})"
+        order = unhacked(self.state.guard, space.order_of(config, schedule, self.task.target))
         rounds = alternate(
-            self.base, space.order_of(config, schedule, self.task.target), levers, self.evaluator, self.rounds,
-            budget=self.budget, round_caps=config.round_budget, on_round=on_round,
+            self.base, order, levers, self.evaluator, self.rounds, budget=self.budget,
+            round_caps=config.round_budget, refuse=partial(refused, rules=self.state.guard), on_round=on_round,
             progress=Staged(self.progress, where),
         )  # fmt: skip
         entry = TrialEntry(trial.number, schedule, settings, "pruned" if pruned else "complete", tuple(self.keys))
@@ -309,6 +314,7 @@ class _Run:
             self.ledger.charge(made.key, made.cost)
             kept = self.evaluator.rollouts(made.child)
             self.tracker.round_finished(record.number, index, self._at_price(made), seen, kept)
+            self._judge(record.number, record.rounds[: index + 1])
         self.tracker.trial_finished(priced(record, self.config.dollars_per_hour))
 
     def _restore(self, entry: TrialEntry) -> None:
@@ -335,6 +341,11 @@ class _Run:
 
         return self.levers(*space.with_settings(self.config, schedule, settings, planned))
 
+    def _judge(self, trial: int, rounds: Sequence[RoundRecord]) -> None:
+        """Tell what the guard sees in the last round."""
+        if (seen := looks(rounds, self.state.guard)[-1]) is not None:
+            self.tracker.round_judged(trial, len(rounds) - 1, seen)
+
     # --- what is stored ------------------------------------------------------------------------------
 
     def _state(self) -> StudyState:
@@ -352,7 +363,7 @@ class _Run:
             has_gold=task.gold is not None, seed=config.seed, grounds=grounds, base=self.base,
             watched=tuple(task.watched), schedules=config.schedules, trials=old.trials if old else (),
             started=old.started if old else time.time(), objective=config.objective, axis=config.axis,
-            dollars_per_hour=config.dollars_per_hour,
+            dollars_per_hour=config.dollars_per_hour, guard=Rules.of(config.guard, task.rubric),
         )  # fmt: skip
 
     def _write(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from colever.looks import Look
 from colever.reported import StudyReport
 from colever.samples import SampledRollout
 from colever.split import Split
@@ -16,7 +17,7 @@ class Tracker(Protocol):
 
     ``key`` tells a study from an earlier one of its name: it is of everything that the trials depend on. ``alone`` is
     false where other processes run the study too: their runs are to be left as they are. ``rollouts`` are those kept
-    of base, or of the round's child, on dev.
+    of base, or of the round's child, on dev. ``round_judged`` follows a round that the guard had a look at.
     """
 
     def study_started(
@@ -37,6 +38,7 @@ class Tracker(Protocol):
     def round_finished(
         self, trial: int, index: int, record: RoundRecord, reused: bool, rollouts: Sequence[SampledRollout] = ()
     ) -> None: ...
+    def round_judged(self, trial: int, index: int, look: Look) -> None: ...
     def trial_finished(self, record: TrialRecord) -> None: ...
     def study_finished(self, report: StudyReport) -> None: ...
     def study_stopped(self, reason: str, *, alone: bool = True) -> None: ...
@@ -69,6 +71,9 @@ class NullTracker:
     def round_finished(
         self, trial: int, index: int, record: RoundRecord, reused: bool, rollouts: Sequence[SampledRollout] = ()
     ) -> None:
+        return None
+
+    def round_judged(self, trial: int, index: int, look: Look) -> None:
         return None
 
     def trial_finished(self, record: TrialRecord) -> None:

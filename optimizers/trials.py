@@ -16,7 +16,7 @@ import optuna
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
-from colever.config import RESUMABLE, SweepConfig
+from colever.config import SweepConfig
 from colever.optimizers import space
 from colever.optimizers.alternate import derive_seed
 from colever.optimizers.evaluate import Grounds
@@ -118,7 +118,12 @@ def entry_of(trial: FrozenTrial) -> TrialEntry:
 
 def study_key(config: SweepConfig, grounds: Grounds) -> str:
     """Of everything that a study's trials depend on, so that a study deleted and made otherwise starts anew."""
-    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in RESUMABLE}
+    left_out = {
+        *config.resumable,
+        "data",
+        "rubric",
+    }  # the task's digest holds what is in these files
+    settings = {k: v for k, v in config.model_dump(mode="json").items() if k not in left_out}
     return digest_of([settings, asdict(grounds)])
 
 

@@ -36,6 +36,22 @@ def partial_results(problem: str, products_first: bool = True) -> list[int]:
     return results
 
 
+def working(problem: str) -> str:
+    """Every operation with its result, products first."""
+    tokens, shown = problem.split(), []
+    while len(tokens) > 1:
+        at = tokens.index("*") if "*" in tokens else 1
+        a, operator, b = tokens[at - 1 : at + 2]
+        tokens[at - 1 : at + 2] = [str(apply(int(a), operator, int(b)))]
+        shown.append(f"{a} {operator} {b} = {tokens[at - 1]}")
+    return "; ".join(shown)
+
+
+def labelled(example: dspy.Example) -> dspy.Prediction:
+    work = working(example.problem)
+    return dspy.Prediction(work=work, first=example.answer, review=work, answer=example.answer)
+
+
 def draw(rng: Random, operations: int) -> str:
     """A chain whose partial results stay in range; in at least half of them the order of operations matters."""
     matters = rng.random() < 0.5
@@ -115,4 +131,5 @@ task = Task(
         ],
     },
     max_tokens=96,
+    labelled=labelled,
 )  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 import dspy
 
 from colever.errors import TaskError
+from colever.tasks.rubric_file import with_rubric
 from colever.tasks.task import SPLITS, Task
 from colever.types import digest_of
 
@@ -23,38 +24,42 @@ PUBLISHED = {
     "banking77": "a bank customer's message and its intent, of 77; banking77-5: the 5 most frequent, routed to teams",
     "gsm8k": "grade-school word problems",
     "hover": "claims whose evidence is found in four hops over a corpus",
+    "humaneval": "Python functions to be completed, checked by unit tests in a sandbox",
     "papillon": "a private query, answered with an untrusted model's help; needs a judge (docs/judges.md)",
 }  # whose rows come from --data or the hub
 SMALLEST_SPLIT = 2
 
 
-def load_task(name: str, data: str | None = None) -> Task:
+def load_task(name: str, data: str | None = None, rubric: str | None = None) -> Task:
     """A bundled task by name, or the attribute of a Python file given as ``file.py:attribute``.
 
     ``data`` is the file or folder with a published task's rows; None: the hub. In a Python file a function of one
-    argument, ``data``, may make the task. Raises TaskError that names what is wrong and what would be accepted.
+    argument, ``data``, may make the task. ``rubric``: a file whose criteria stand in for the task's own. Raises
+    TaskError that names what is wrong and what would be accepted.
     """
+    task = _named(name, data)
+    check_task(task)
+    return task if rubric is None else with_rubric(task, rubric)
+
+
+def _named(name: str, data: str | None) -> Task:
     published, _, size = name.partition("-")
     if name in BUNDLED:
-        task = import_module(f"colever.tasks.{name}").task
-    elif name in PUBLISHED:
-        return _checked(import_module(f"colever.tasks.{name}").task(data))
-    elif published == "banking77" and size.isdecimal():
-        return _checked(import_module("colever.tasks.banking77").restricted(data, int(size)))
-    elif ":" in name or name.endswith(".py"):
-        return _checked(_from_file(name, data))
-    else:
-        raise TaskError(
-            f"unknown task {name!r}; accepted: {', '.join([*BUNDLED, *PUBLISHED])}, or a file as my_task.py:task"
-        )
-    if data is not None:
-        raise TaskError(f"--data {data}: task {name!r} makes its own rows; accepted: with {', '.join(PUBLISHED)}")
-    return _checked(task)
-
-
-def _checked(task: Task) -> Task:
-    check_task(task)
-    return task
+        if data is not None:
+            raise TaskError(f"--data {data}: task {name!r} makes its own rows; accepted: with {', '.join(PUBLISHED)}")
+        task: Task = import_module(f"colever.tasks.{name}").task
+        return task
+    if name in PUBLISHED:
+        made: Task = import_module(f"colever.tasks.{name}").task(data)
+        return made
+    if published == "banking77" and size.isdecimal():
+        restricted: Task = import_module("colever.tasks.banking77").restricted(data, int(size))
+        return restricted
+    if ":" in name or name.endswith(".py"):
+        return _from_file(name, data)
+    raise TaskError(
+        f"unknown task {name!r}; accepted: {', '.join([*BUNDLED, *PUBLISHED])}, or a file as my_task.py:task"
+    )
 
 
 def _from_file(name: str, data: str | None) -> Task:

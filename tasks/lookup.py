@@ -73,6 +73,10 @@ def tool_used(example: dspy.Example, prediction: dspy.Prediction, steps: Sequenc
     return bool(prediction.notes)
 
 
+def labelled(example: dspy.Example) -> dspy.Prediction:
+    return dspy.Prediction(answer=example.answer, notes=list(example.facts))
+
+
 QUESTIONS = examples(seed=31, count=256 + 256 + 512, hops=(1, 2, 2))
 
 task = Task(
@@ -100,4 +104,5 @@ task = Task(
         "reply": ["Tell what the last note says.", "Name the answer."],
     },
     max_tokens=48,
+    labelled=labelled,
 )  # fmt: skip

@@ -91,6 +91,10 @@ def quoted(example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[S
     return prediction.entry == f"{prediction.topic} = {prediction.team}"
 
 
+def labelled(example: dspy.Example) -> dspy.Prediction:
+    return dspy.Prediction(topic=example.topic, entry=example.entry, team=example.team)
+
+
 TICKETS = examples(seed=40, count=256 + 256 + 512)
 
 task = Task(
@@ -116,4 +120,5 @@ task = Task(
         "route": ["Tell which team takes the topic.", "Send the topic to its team."],
     },
     max_tokens=48,
+    labelled=labelled,
 )  # fmt: skip

@@ -20,6 +20,7 @@ from colever.types import Candidate, PredictorPrompt, Score, Step, digest_of
 
 SPLITS = ("train", "dev", "test")
 Gold = Callable[[dspy.Example, dspy.Prediction], float | bool]
+Labelled = Callable[[dspy.Example], dspy.Prediction]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Task:
     its field ``id`` where it has one, else ``<split>-<row>``. ``gold`` is a truth metric in [0, 1] that no lever,
     acceptance or pruning reads. ``instructions`` offers further wordings per predictor, ``watched`` further splits
     that only the report reads. ``max_tokens`` bounds each completion. ``origin`` says where the rows are from.
+    ``labelled`` says how a right prediction looks, where the example's fields alone do not tell: `colever rubric check`
+    scores it, no lever reads it.
 
     A finished round is reused while the task's digest is the same. The digest sees the examples, the rubric, the
     program with what its attributes hold, the files that define its code and those that they import from beside them,
@@ -52,6 +55,7 @@ class Task:
     temperature: float = 0.0  # decoding of every evaluation; 0 = greedy
     depends_on: Sequence[Path | str] = ()
     origin: str = ""
+    labelled: Labelled | None = None
 
     def __post_init__(self) -> None:
         if taken := [split for split in SPLITS if split in self.watched]:
@@ -74,8 +78,12 @@ class Task:
     def score(self, example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[Step]) -> Score:
         """The rubric's score with gold attached (gold: TaskError if it raises or leaves [0, 1])."""
         score = self.rubric.score(example, prediction, steps)
+        return replace(score, gold=self.gold_of(example, prediction))
+
+    def gold_of(self, example: dspy.Example, prediction: dspy.Prediction) -> float | None:
+        """Gold's value; None where the task has none. Raises TaskError if it raises or leaves [0, 1]."""
         if self.gold is None:
-            return score
+            return None
         try:
             gold = float(self.gold(example, prediction))
         except InfrastructureError:
@@ -84,7 +92,7 @@ class Task:
             raise TaskError(f"gold of task {self.name!r} raised {type(error).__name__}: {error}") from error
         if not 0.0 <= gold <= 1.0:
             raise TaskError(f"gold of task {self.name!r} returned {gold}; accepted: a number in [0, 1] or a bool")
-        return replace(score, gold=gold)
+        return gold
 
     def fail(self, reason: str) -> Score:
         """The score of a policy failure: 0 everywhere, gold included."""

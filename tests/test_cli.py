@@ -54,7 +54,23 @@ def one_line(text: str) -> str:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "tasks", "eval", "optimize", "sweep", "report", "show", "ui", "doctor", "seed", "seed build", "seed info"],
+    [
+        "",
+        "tasks",
+        "eval",
+        "optimize",
+        "sweep",
+        "report",
+        "show",
+        "ui",
+        "doctor",
+        "seed",
+        "seed build",
+        "seed info",
+        "rubric",
+        "rubric check",
+        "rescore",
+    ],
 )
 def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
     status, out, _ = run(*command.split(), "--help")
@@ -311,3 +327,10 @@ def test_an_evaluation_of_a_candidate(run: Run, tmp_path: Path, tiny_checkpoint:
     status, _, err = run(*arguments, "--candidate", candidate)
     assert status == 2
     assert "c.json" in one_line(err)
+
+
+def test_what_to_do_about_hacking_is_a_flag(run: Run) -> None:
+    for command in ("sweep", "optimize"):
+        status, _, err = run(command, "arithmetic", "--on-hacking", "shout")
+        assert status == 2
+        assert "guard.on_hacking" in err

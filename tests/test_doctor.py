@@ -9,6 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from colever import doctor
+from colever.tasks.sandbox import host
 
 
 def test_every_needed_package_is_looked_at() -> None:
@@ -47,3 +48,14 @@ def test_a_home_that_is_a_file_is_bad(tmp_path: Path) -> None:
             False, f"{tmp_path / 'file'} is a file; accepted: a folder, or a place where one can be made"
         )  # fmt: skip
     assert doctor._home(tmp_path / "new" / "one")[0].ok
+
+
+def test_the_sandbox_of_this_machine_is_told(monkeypatch) -> None:
+    (found,) = doctor._sandbox()
+    assert found.what == "sandbox"
+    assert found.detail.split(":")[0].split(" ")[0] in (*host.LEVELS, "none")
+    monkeypatch.setattr(host, "_found", [host.Found("limits", {"namespaces": "no unshare", "landlock": "ABI 0"})])
+    (found,) = doctor._sandbox()
+    assert (found.ok, "isolation=best" in found.detail, "no unshare" in found.detail) == (None, True, True)
+    monkeypatch.setattr(host, "_found", [host.Found(None, {"limits": "no fork"})])
+    assert doctor._sandbox() == [doctor.Finding("sandbox", None, "none (limits: no fork)")]

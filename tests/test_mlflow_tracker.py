@@ -19,6 +19,7 @@ from mlflow.entities import Run
 from synthetic_study import BASE, around, evaluation, make_report, make_rollout, make_trials
 
 from colever.errors import StoreError
+from colever.looks import Look
 from colever.optimizers.tracker import Tracker
 from colever.split import Split
 from colever.tracking import store
@@ -360,3 +361,24 @@ def test_names_with_quotes_and_slashes_work(home: Path) -> None:
     experiment = client.get_experiment_by_name("my/task.py:task")
     assert experiment is not None
     assert len(client.search_runs([experiment.experiment_id])) == 2
+
+
+def test_what_the_guard_saw_is_a_curve_and_an_alarm_is_a_tag(home: Path) -> None:
+    trials, tracker = make_trials()[:1], MlflowTracker(home)
+    seen = Look(1, 0.3, -0.1, 0.5, 0.0, 0.35, 0.31, 0.025, 0.05, 64)
+    start(tracker)
+    for _ in range(2):  # a resumed study tells it again
+        tracker.base_evaluated(trials[0].rounds[0].before)
+        tracker.trial_started(0, "p", {})
+        tracker.round_finished(0, 0, trials[0].rounds[0], False)
+        tracker.round_judged(0, 0, seen)
+    for kind in ("round", "trial"):
+        (run,) = runs_of(home, kind=kind)
+        assert run.data.metrics["guard/false_gain"] == 0.35
+        assert run.data.metrics["guard/false_gain_low"] == 0.31
+        assert run.data.tags["hacking"] == "yes"
+    assert runs_of(home, kind="study")[0].data.tags["hacking"] == "yes"
+    history = MlflowClient(store.tracking_uri(home)).get_metric_history(
+        runs_of(home, kind="trial")[0].info.run_id, "guard/gold_gain"
+    )
+    assert [(point.step, point.value) for point in history] == [(1, -0.1)]

@@ -188,7 +188,7 @@ def test_other_spellings_kinds_and_origins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "data", "said"), [
-    ("arithmetic", "x.csv", "makes its own rows; accepted: with banking77, gsm8k, hover"),
+    ("arithmetic", "x.csv", "makes its own rows; accepted: with banking77, gsm8k, hover, humaneval"),
     ("gsm8k", "/nowhere/x.jsonl", "--data /nowhere/x.jsonl: no such file"),
     ("hover", "/nowhere", "--data FOLDER is needed, with corpus.jsonl"),
     ("banking77-x", None, "unknown task 'banking77-x'"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from colever.config import (
     EngineSettings,
+    GuardSettings,
     JudgeSettings,
     PromptSettings,
     ProposerSettings,
@@ -25,7 +26,8 @@ def test_the_page_is_what_the_settings_say() -> None:
 def test_every_setting_is_there_with_a_line_about_it() -> None:
     groups = {
         "prompt": PromptSettings, "weights": WeightSettings, "engine": EngineSettings,
-        "remote": RemoteSettings, "proposer": ProposerSettings, "judge": JudgeSettings,
+        "remote": RemoteSettings, "proposer": ProposerSettings, "guard": GuardSettings,
+        "judge": JudgeSettings,
     }  # fmt: skip
     names = {f"{group}.{name}": field for group, kind in groups.items() for name, field in kind.model_fields.items()}
     names |= {name: field for name, field in SweepConfig.model_fields.items() if name not in groups}

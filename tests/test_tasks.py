@@ -46,17 +46,11 @@ def field(prompt: str, name: str) -> str:
 def arithmetic_answers(prompt: str, right: bool) -> dict[str, object]:
     problem = field(prompt, "problem")
     results = arithmetic.partial_results(problem)
-    tokens = problem.split()
-    values, operators, shown = [int(t) for t in tokens[::2]], tokens[1::2], []
-    while operators:
-        at = operators.index("*") if "*" in operators else 0
-        a, op, b = values[at], operators.pop(at), values.pop(at + 1)
-        values[at] = arithmetic.apply(a, op, b)
-        shown.append(f"{a} {op} {b} = {values[at]}")
+    shown = arithmetic.working(problem)
     value = results[-1] if right else results[-1] + 1
     if "[[ ## work ## ]]\n" in prompt:
-        return {"review": "; ".join(shown), "final": value}
-    return {"work": "; ".join(shown), "answer": value}
+        return {"review": shown, "final": value}
+    return {"work": shown, "answer": value}
 
 
 def lookup_answers(prompt: str, right: bool) -> dict[str, object]:
@@ -93,6 +87,12 @@ class TestBundled:
         assert [(r.failure, r.score.total, r.score.gold) for r in run(task, right=True)] == [(None, 1.0, 1.0)] * 32
         assert all(r.score.total < 0.8 and r.score.gold == 0.0 for r in run(task, right=False))
 
+    def test_labelled_is_what_the_right_answers_make(self, name: str) -> None:
+        task = load_task(name)
+        assert task.labelled is not None
+        made = [task.labelled(example) for _, example in task.examples("dev")[:32]]
+        assert [r.outputs for r in run(task, right=True)] == [dict(prediction.items()) for prediction in made]
+
     def test_splits_are_large_enough_disjoint_and_deterministic(self, name: str) -> None:
         task = load_task(name)
         assert (len(task.train), len(task.dev), len(task.test)) == (256, 256, 512)
@@ -120,7 +120,7 @@ class TestBundled:
     def test_task_file_is_short(self, name: str) -> None:
         module = {"arithmetic": arithmetic, "lookup": lookup, "routing": routing}[name]
         with open(module.__file__, encoding="utf-8") as file:
-            assert len(file.readlines()) < 120
+            assert len(file.readlines()) < 140
 
     def test_digest_follows_content(self, name: str) -> None:
         task = load_task(name)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colever.looks import Guarded
 from colever.reported import ArmRow, Cell, Estimate, StudyReport
 from colever.tracking.report import ARMS, EFFECTS, main_effects, measure, spelled, verdict
 from colever.types import Cost
@@ -98,10 +99,16 @@ def score_against_cost(report: StudyReport) -> Figure | None:
 
 
 def rubric_and_gold(report: StudyReport) -> Figure | None:
-    """Rubric score and gold along the winner's path: where only the rubric rises, it is being gamed."""
+    """Rubric score and gold along the winner's path, and of every trial's rounds: where only the rubric rises, it is
+    being gamed. Alarms of the guard are marked."""
     if not report.path:
         return None
-    figure, (axis,) = canvas(1, f"{report.task}: the winner's path on dev, {spelled(report.winner)}")
+    judged = report.guard is not None and bool(report.guard.rounds)
+    figure, (axis, *more) = canvas(
+        2 if judged else 1, f"{report.task}: the winner's path on dev, {spelled(report.winner)}"
+    )
+    if report.guard is not None and more:
+        _score_and_gold(more[0], report.guard)
     states = [report.path[0].before, *(record.after for record in report.path)]
     rounds = range(len(states))
     axis.plot(
@@ -115,6 +122,10 @@ def rubric_and_gold(report: StudyReport) -> Figure | None:
     if report.has_gold:
         golds = [100 * s.gold if s.gold is not None else float("nan") for s in states]
         axis.plot(rounds, golds, "s--", color=INK, linewidth=2, label="gold (what no lever reads)")
+    alarms = {judged.key for judged in report.guard.alarms} if report.guard else set()
+    if caught := [i for i, record in enumerate(report.path, 1) if record.key in alarms]:
+        heights = [100 * states[i].score for i in caught]
+        axis.plot(caught, heights, "o", color=RED, markersize=13, fillstyle="none", label="alarm: reward hacking")
     labels = ["base", *(f"{i} {r.lever}" + ("" if r.accepted else "\nnot kept") for i, r in enumerate(report.path, 1))]
     axis.set_xticks(list(rounds), labels)
     axis.set_xlabel("round")
@@ -191,6 +202,24 @@ def _arms(axis: Axes, report: StudyReport, pulled: Mapping[str, Cell]) -> None:
     axis.set_title("dark: gold, light: rubric score, on test" if report.has_gold else "rubric score on test", **_SMALL)
     _percent_axis(axis, "mean on test with 95 % interval (%)", from_zero=True)
     _target(axis, report.target)
+
+
+def _score_and_gold(axis: Axes, guard: Guarded) -> None:
+    """Every round that the guard looked at, from base; below the line, gold accounts for the score."""
+    base = guard.base or (0.0, 0.0)
+    worth = guard.rounds[0].look.worth
+    ends = [base[1], 1.0] if all(r.gold >= base[1] for r in guard.rounds) else [0.0, 1.0]
+    heights = [100 * (base[0] + worth * (x - base[1])) for x in ends]
+    axis.plot([100 * x for x in ends], heights, "--", color=GREY, label="what gold accounts for")
+    for kind, colour, label in ((False, BLUE, "round"), (True, RED, "alarm: reward hacking")):
+        shown = [r for r in guard.rounds if r.look.alarm is kind]
+        if shown:
+            axis.plot([100 * r.gold for r in shown], [100 * r.score for r in shown], "o", color=colour, label=label)
+    axis.plot([100 * base[1]], [100 * base[0]], "s", color=INK, label="base")
+    axis.set_xlabel("gold on dev (%)")
+    _percent_axis(axis, "rubric score on dev (%)")
+    axis.set_title("every round that scored better", **_SMALL)
+    axis.legend(frameon=False, loc="lower right", fontsize=9)
 
 
 def _effects(axis: Axes, effects: Mapping[str, Estimate], on: str) -> None:

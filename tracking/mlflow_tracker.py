@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colever.errors import StoreError
+from colever.looks import Look
 from colever.reported import StudyReport
 from colever.samples import SampledRollout
 from colever.split import Split
@@ -160,6 +161,18 @@ class MlflowTracker:
             self._client.set_terminated(
                 run.info.run_id, "FINISHED", end_time=run.info.start_time + round(1000 * seconds)
             )
+
+    def round_judged(self, trial: int, index: int, look: Look) -> None:
+        """On the round's run and as the next step of the trial's curve; an alarm is a tag of both and of the study."""
+        with self._guarded():
+            parent, tag = self._trial_runs[trial], {"hacking": "yes" if look.alarm else "no"}
+            run = self._find(kind="round", trial=str(trial), round=str(index + 1))
+            if run is not None:
+                self._log(run.info.run_id, numbers.of_look(look), run.info.start_time, tag)
+            points = numbers.of_look(look, index + 1)
+            self._log(parent.info.run_id, points, parent.info.start_time, tag)
+            if look.alarm:
+                self._log(self._study_run, tags=tag)
 
     def trial_finished(self, record: TrialRecord) -> None:
         with self._guarded():

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from colever.reported import Cell, Estimate, StudyReport
+from colever.tracking.hacking import warnings
 from colever.tracking.report import ARMS, CONDITIONAL, EFFECTS, main_effects, spelled, verdict
 from colever.types import TrialRecord
 
 
 def study_note(report: StudyReport) -> str:
     """The verdict, then the arms on test and the effects."""
-    lines = [f"**{verdict(report)}**", ""]
+    lines = [f"**{verdict(report)}**", "", *(f"{line}\n" for line in warnings(report))]
     measures = ["gold", "score"] if report.has_gold else ["score"]
     rows = []
     for name, cell in report.table.items():

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from colever.looks import Look
 from colever.prompt_notes import PromptNotes, drop_of
 from colever.reported import StudyReport
 from colever.tracking.report import main_effects
@@ -86,6 +87,19 @@ def of_round(record: RoundRecord) -> Iterator[Point]:
     for key, curve in record.metrics.items():
         for step, value in curve:
             yield from _points(step, {f"train/{key.removeprefix('train/')}": value})
+
+
+def of_look(look: Look, step: int = 0) -> Iterator[Point]:
+    """What the guard saw: gain of score and of gold since base, and the false gain with its lower bound."""
+    yield from _points(
+        step,
+        {
+            "guard/false_gain": look.false_gain,
+            "guard/false_gain_low": look.low,
+            "guard/score_gain": look.score_gain,
+            "guard/gold_gain": look.gold_gain,
+        },
+    )
 
 
 def of_choice(record: RoundRecord) -> Iterator[Point]:

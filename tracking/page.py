@@ -14,6 +14,7 @@ from colever.reported import Flips, StudyReport
 from colever.samples import cut
 from colever.tracking import page_figures
 from colever.tracking.figures import LEVER_COLOURS, PALETTE, arm_label, cost_units, drawn_arms
+from colever.tracking.hacking import evidence, warnings
 from colever.tracking.prompt_text import changes, demos_text, kind_of
 from colever.tracking.prompts import round_text
 from colever.tracking.report import best_cell, effect_text, footnotes, measure, verdict
@@ -71,6 +72,9 @@ def _content(report: StudyReport) -> dict[str, Any]:
         "turned": _turned(report.flips) if report.flips else (),
         "others": {name: pair for name, pair in report.rollouts.items() if name not in flipped},
         "footnotes": list(footnotes(report)),
+        "warnings": list(warnings(report)),
+        "evidence": evidence(report),
+        "hacking": page_figures.score_and_gold(report),
         "colours": {colour: DARK.get(colour, colour) for colour in dict.fromkeys([*LEVER_COLOURS.values(), *PALETTE])},
     }
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 
 from colever.reported import Cell, Estimate, StudyReport
-from colever.tracking.figures import COST_UNITS, INK, LEVER_COLOURS, drawn_arms
+from colever.tracking.figures import COST_UNITS, INK, LEVER_COLOURS, RED, drawn_arms
 from colever.tracking.report import (
     ARMS,
     EFFECTS,
@@ -155,6 +155,32 @@ def cost_curves(report: StudyReport, unit: str) -> str | None:
         for (cost, value), (across, up) in zip(arm.curve, points, strict=True):
             tip = f"{arm.schedule} (#{arm.trial}): {share(value)} at {spent(cost):,.1f} {unit}"
             picture.dot(across, up, width / 2 + 2, colour_class(colour), tip)
+    return picture.markup()
+
+
+def score_and_gold(report: StudyReport) -> str | None:
+    """Every round that the guard looked at, score against gold on dev; None without one."""
+    guard = report.guard
+    if guard is None or guard.base is None or not guard.rounds:
+        return None
+    score, gold = guard.base
+    worth = guard.rounds[0].look.worth
+    alarms = ", ".join(judged.name for judged in guard.alarms) or "none"
+    picture = Picture(WIDTH, 290, f"Score against gold on dev, {len(guard.rounds)} rounds; alarms: {alarms}")
+    y = _value_axis(picture, 1.0, report.target, 0, foot=44)
+    x = scale(0, 1, LEFT + 6, WIDTH - 18)
+    for mark in (0.0, 0.25, 0.5, 0.75, 1.0):
+        picture.text(x(mark), picture.height - 26, f"{100 * mark:.0f}", "axis")
+    picture.text((LEFT + WIDTH) / 2, picture.height - 6, "gold on dev (%)", "axis")
+    ends = [(at, min(1.0, max(0.0, score + worth * (at - gold)))) for at in (0.0, 1.0)]
+    picture.path([(x(a), y(100 * b)) for a, b in ends], "curve " + colour_class(LEVER_COLOURS["base"], "stroke"), 1.5)
+    picture.dot(x(gold), y(100 * score), 5, colour_class(INK), f"base: score {share(score)}, gold {share(gold)}")
+    for judged in guard.rounds:
+        colour = RED if judged.look.alarm else LEVER_COLOURS["weights" if judged.lever == "weights" else "prompt"]
+        tip = f"{judged.name} ({judged.lever}): score {share(judged.score)}, gold {share(judged.gold)}"
+        picture.dot(x(judged.gold), y(100 * judged.score), 6 if judged.look.alarm else 4.5, colour_class(colour), tip)
+        if judged.look.alarm:
+            picture.text(x(judged.gold), y(100 * judged.score) - 9, judged.name, "small")
     return picture.markup()
 
 

@@ -101,7 +101,9 @@ def footnotes(report: StudyReport) -> Iterable[str]:
         gained = f"{100 * report.dev_gain:+.1f} points there and {100 * report.test_gain:+.1f} on test{survived}"
         yield f"Chosen on dev: gained {gained}."
     if report.has_gold:
-        yield "Gold is the task's truth metric: no lever and no choice among candidates read it."
+        stops = report.guard is not None and report.guard.on_hacking == "stop"
+        unless = ", but the guard, which refuses rounds by it" if stops else ""
+        yield f"Gold is the task's truth metric: no lever and no choice among candidates read it{unless}."
     if report.finished:
         yield CONDITIONAL
     if report.expected is not None:

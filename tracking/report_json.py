@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from colever.looks import Guarded
 from colever.prompt_notes import drop_of
 from colever.reported import ArmRow, Cell, Flips, PromptRound, StudyReport
 from colever.types import RoundRecord
@@ -50,6 +51,7 @@ def to_json(report: StudyReport) -> dict[str, Any]:
             "levels": [dataclasses.asdict(level) for level in report.levels],
             "prompt_rounds": [_prompt_round(pulled) for pulled in report.prompt_rounds],
             "elsewhere": [dataclasses.asdict(change) for change in report.elsewhere],
+            "guard": report.guard and _guard(report.guard),
         }
     )
 
@@ -136,6 +138,23 @@ def _prompt_round(pulled: PromptRound) -> dict[str, Any]:
         "headroom": notes.headroom and dataclasses.asdict(notes.headroom),
         "prompts": record.child.to_json()["prompts"],
     }
+
+
+def _guard(guard: Guarded) -> dict[str, Any]:
+    """Every look, without rollouts."""
+    rounds = [
+        {
+            "round": judged.name,
+            "lever": judged.lever,
+            "score": judged.score,
+            "gold": judged.gold,
+            **dataclasses.asdict(judged.look),
+            "alarm": judged.look.alarm,
+            "refused": judged.refused,
+        }
+        for judged in guard.rounds
+    ]
+    return {"on_hacking": guard.on_hacking, "margin": guard.margin, "blind": guard.blind, "rounds": rounds}
 
 
 def _finite(value: Any) -> Any:

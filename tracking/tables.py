@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from colever.reported import Cell, StudyReport
+from colever.tracking.hacking import guard_table
 from colever.tracking.prompt_tables import headroom, prompt_rounds, prompt_tokens
 from colever.tracking.prompt_text import demos_text
 from colever.tracking.report import (
@@ -50,6 +51,8 @@ def tables(report: StudyReport) -> dict[str, Table]:
     if report.path:
         found["path"] = _path(report)
         found["lengths"] = _lengths(report)
+    if (seen := guard_table(report)) is not None:
+        found["guard"] = seen
     found["thresholds"] = _thresholds(report)
     if any(level.cheapest for level in report.levels):
         found["levels"] = _levels(report)

@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from colever.reported import StudyReport
+from colever.tracking.hacking import warnings
 from colever.tracking.report import footnotes, verdict
 from colever.tracking.table import Table
 from colever.tracking.tables import tables
@@ -19,6 +20,7 @@ STYLES = {"": None, "best": "bold green", "faint": "dim"}
 def render(report: StudyReport) -> RenderableType:
     """The whole report as one rich renderable; reads well from 80 columns on."""
     parts: list[RenderableType] = [Text(verdict(report), style="bold"), Text()]
+    parts += [Text(line, style="bold red") for line in warnings(report)]
     for table in tables(report).values():
         parts += titled(table)
     parts += [Text(f"· {line}", style="dim") for line in footnotes(report)]

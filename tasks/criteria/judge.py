@@ -19,6 +19,8 @@ class Judge(Panel):
 
     Choices count evenly from 0 to 1 unless ``values`` say otherwise. What several votes or models say is combined to
     their mean or median. See ``Panel`` for all other settings.
+
+    Range: 0 to 1. Reads: the fields that are shown. Cost: a call of each model for each vote, once for equal answers.
     """
 
     question: str

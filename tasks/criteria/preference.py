@@ -69,6 +69,8 @@ class Preference(Compared):
 
     Asked in both orders. ``tie=1`` asks whether the answer is at least as good. An answer equal to the reference is a
     tie without a question.
+
+    Range: 0, ``tie`` or 1; between them where votes differ. Reads: the field, the reference. Cost: two calls a vote.
     """
 
     reference: str
@@ -106,6 +108,8 @@ class Ranking(Compared):
 
     The answer is compared with each of them as ``Preference`` does; its value is the share that it beats, ties counting
     a half: 0 below all, 1 above all. Where references are inconsistent with one another nothing is concluded from it.
+
+    Range: 0 to 1. Reads: the field, the references. Cost: two calls for each reference and vote.
     """
 
     references: tuple[str, ...]
