@@ -14,8 +14,10 @@ from scripted_openai import ScriptedOpenAI
 
 from colever.engines.bench import seated
 from colever.errors import TaskError
+from colever.tasks.criteria.judge import Judge
 from colever.tasks.criteria.panel import Anchor
 from colever.tasks.criteria.preference import Preference, Ranking
+from colever.tasks.rubric_file import load_rubric
 
 ROW = dspy.Example(question="how long?", poor="1", middling="22", strong="333").with_inputs("question")
 LADDER = ("poor", "middling", "strong")
@@ -136,6 +138,17 @@ def test_fields_that_are_not_there_are_named() -> None:
         with pytest.raises(TaskError, match="no output 'other'; accepted: answer"):
             ranking(server, field="other")(ROW, said("x"))
         assert not server.asked
+
+
+def test_a_rubrics_file_names_them_by_kind(tmp_path: Path) -> None:
+    (tmp_path / "rubric.toml").write_text(
+        '[[criterion]]\nname = "quality"\nkind = "judge"\nquestion = "Good?"\nmodels = ["openai/x"]\n'
+        'anchors = [{choice = "bad", outputs = {answer = "4"}}]\n'
+        '[[criterion]]\nname = "better"\nkind = "preference"\nfield = "answer"\nreference = "strong"\n'
+    )
+    one, other = (c.check for c in load_rubric(tmp_path / "rubric.toml").criteria)
+    assert one == Judge(question="Good?", models=("openai/x",), anchors=(Anchor("bad", {"answer": "4"}),))
+    assert other == Preference(field="answer", reference="strong")
 
 
 TASK = """
