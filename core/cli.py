@@ -41,7 +41,7 @@ app.add_typer(seed_app, name="seed")
 app.add_typer(rubric_app, name="rubric")
 app.command("rescore", epilog="Example: colever rescore arithmetic 2.1 --rubric strict.toml")(rescore_command)
 
-TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, or a file as my_task.py:task.")]
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, my_task.py:task, or verifiers:ID.")]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="seed, a checkpoint folder, a hub name, or api:openai/gpt-5-mini (docs/remote.md)."),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
 
@@ -23,6 +23,7 @@ from colever.errors import TaskError
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
 Row = Mapping[str, Any]
+Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def read_splits(
     held = read_rows(source, data, "test") if apart else Rows((), "")
     kept, seen = keep(learnt.rows), set[str]()
     first, second = (_distinct(source, filter(kept, found.rows), seen) for found in (learnt, held))
-    parts = [*_drawn(first, sizes[:2], seed), *_drawn(second, sizes[2:], seed)] if apart else _drawn(first, sizes, seed)
+    parts = [*drawn(first, sizes[:2], seed), *drawn(second, sizes[2:], seed)] if apart else drawn(first, sizes, seed)
     train, dev, test = (list(map(make, rows)) for rows in parts)
     return train, dev, test, "; ".join(filter(None, [learnt.origin, held.origin]))
 
@@ -101,11 +102,12 @@ def _distinct(source: Source, rows: Iterable[dict[str, Any]], seen: set[str]) ->
     return found
 
 
-def _drawn(rows: Sequence[Row], sizes: Sequence[int], seed: int) -> list[list[Row]]:
+def drawn(rows: Sequence[Drawn], sizes: Sequence[int], seed: int) -> list[list[Drawn]]:
+    """The rows cut by ``seed`` into parts of these sizes; of too few rows into smaller ones, in proportion."""
     whole = sum(sizes)
     if len(rows) < whole:
         sizes = [size * len(rows) // whole for size in sizes]
-    order, parts = list(rows), []
+    order, parts = list(rows), list[list[Drawn]]()
     Random(seed).shuffle(order)
     for size in sizes:
         parts.append(order[:size])

@@ -32,7 +32,7 @@ SMALLEST_SPLIT = 2
 
 
 def load_task(name: str, data: str | None = None, rubric: str | None = None) -> Task:
-    """A bundled task by name, or the attribute of a Python file given as ``file.py:attribute``.
+    """A bundled task by name, the attribute of a Python file given as ``file.py:attribute``, or ``verifiers:ID``.
 
     ``data`` is the file or folder with a published task's rows; None: the hub. In a Python file a function of one
     argument, ``data``, may make the task. ``rubric``: a file whose criteria stand in for the task's own. Raises
@@ -56,11 +56,21 @@ def _named(name: str, data: str | None) -> Task:
     if published == "banking77" and size.isdecimal():
         restricted: Task = import_module("colever.tasks.banking77").restricted(data, int(size))
         return restricted
+    if name.startswith("verifiers:"):
+        return _from_verifiers(name.removeprefix("verifiers:"), data)
     if ":" in name or name.endswith(".py"):
         return _from_file(name, data)
     raise TaskError(
-        f"unknown task {name!r}; accepted: {', '.join([*BUNDLED, *LONG, *PUBLISHED])}, or a file as my_task.py:task"
+        f"unknown task {name!r}; accepted: {', '.join([*BUNDLED, *LONG, *PUBLISHED])}, a file as my_task.py:task, "
+        "or verifiers:ID"
     )
+
+
+def _from_verifiers(identity: str, data: str | None) -> Task:
+    if data is not None:
+        raise TaskError(f"--data {data}: verifiers:{identity} has its own rows; accepted: with {', '.join(PUBLISHED)}")
+    carried: Task = import_module("colever.tasks.verifiers_task").from_verifiers(identity)
+    return carried
 
 
 def _from_file(name: str, data: str | None) -> Task:
