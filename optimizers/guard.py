@@ -36,7 +36,7 @@ from colever.types import Evaluation, RoundRecord
 
 if TYPE_CHECKING:
     from colever.config import GuardSettings
-    from colever.tasks.rubric import Rubric
+    from colever.tasks.rubric import Criterion, Rubric
 
 PRIOR = 4
 SHOWN = 8  # examples named in a look
@@ -45,26 +45,29 @@ Refuse = Callable[[Sequence[RoundRecord], RoundRecord], RoundRecord]  # (rounds 
 
 @dataclass(frozen=True)
 class Rules:
-    """The guard's settings with what it has to know of the rubric: each criterion's share, and which speak of form."""
+    """The guard's settings with what it has to know of the rubric.
+
+    ``shares``: of each criterion in the score. ``form``: of those that speak of form, what each decides over.
+    """
 
     on_hacking: str = "off"
     margin: float = 0.05
     form_allowance: float = 0.25
     alpha: float = 0.05
     shares: Mapping[str, float] = field(default_factory=dict)
-    form: tuple[str, ...] = ()
+    form: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: GuardSettings, rubric: Rubric) -> Rules:
         total = sum(c.weight for c in rubric.criteria)
         shares = {c.name: c.weight / total for c in rubric.criteria}
-        form = tuple(c.name for c in rubric.criteria if c.form)
+        form = {c.name: _stake(c, rubric) for c in rubric.criteria if c.form}
         return cls(settings.on_hacking, settings.margin, settings.form_allowance, settings.alpha, shares, form)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rules:
         """Those of a study; ``{}``, of one that was made before there was a guard, are off."""
-        return cls(**{**data, "form": tuple(data.get("form", ()))})
+        return cls(**data)
 
 
 def looks(rounds: Sequence[RoundRecord], rules: Rules) -> list[Look | None]:
@@ -112,7 +115,7 @@ def look(number: int, base: Evaluation, child: Evaluation, rules: Rules) -> Look
     rise, truth = scores[:, 1] - scores[:, 0], golds[:, 1] - golds[:, 0]
     worth = worth_of(scores[:, 0], golds[:, 0])
     added = {name: share * _change(base, child, name) for name, share in rules.shares.items() if share}
-    form = min(rules.form_allowance, max(0.0, _form(added, rules), _readable(base, child, pairs)))
+    form = min(rules.form_allowance, max(0.0, _form(base, child, rules), _readable(base, child, pairs)))
     beyond = rise - worth * truth
     level = rules.alpha / (number * (number + 1))
     mean = float(beyond.mean()) - form
@@ -156,8 +159,16 @@ def _reach(values: np.ndarray, level: float) -> float:
     return float(stdtrit(n - 1, 1 - level)) * error
 
 
-def _form(added: Mapping[str, float], rules: Rules) -> float:
-    return sum(added.get(name, 0.0) for name in rules.form)
+def _stake(criterion: Criterion, rubric: Rubric) -> float:
+    """The share of the score that waits for a criterion: all of it for a gate, else its own and later stages'."""
+    if criterion.gate is not None:
+        return 1.0
+    later = [c.weight for c in rubric.criteria if c.stage > criterion.stage and criterion.weight > 0]
+    return (criterion.weight + sum(later)) / sum(c.weight for c in rubric.criteria)
+
+
+def _form(base: Evaluation, child: Evaluation, rules: Rules) -> float:
+    return sum(stake * _change(base, child, name) for name, stake in rules.form.items())
 
 
 def _readable(base: Evaluation, child: Evaluation, pairs: np.ndarray) -> float:

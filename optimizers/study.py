@@ -130,12 +130,12 @@ class StudyFolder:
     def write_estimate(self, search: Cost) -> None:
         write_sealed(self.path / "estimate.json", asdict(search))
 
-    def claim(self, config: SweepConfig) -> None:
-        """Save the configuration; raises UsageError where the study was made with another one."""
+    def claim(self, config: SweepConfig, running: bool = False) -> None:
+        """Save the configuration; raises UsageError where the study was made, or is ``running``, with another one."""
         file = self.path / "config.yaml"
         stored = self.state()
         counted = {"dollars_per_hour", "remote"} if (config.objective, config.axis) == ("cost", "dollars") else set()
-        if file.exists() and stored is not None and stored.trials:
+        if file.exists() and stored is not None and (stored.trials or running):
             before = load_config(file)
             free = (before.resumable & config.resumable) - counted
             old, new = (c.model_dump(mode="json") for c in (before, config))

@@ -150,7 +150,7 @@ class _Run:
         key = study_key(config, self.evaluator.grounds)
         with self.workers.writing():
             alone = not self.workers.others()
-            self.folder.claim(config)
+            self.folder.claim(config, running=not self.workers.first)
             self.state = self._state()
             if not config.trainable:
                 self._note(f"{UNTRAINABLE}.")
@@ -352,7 +352,7 @@ class _Run:
         """A new study's state, or the stored one. Raises UsageError where task or model are no longer the same."""
         task, config, grounds = self.task, self.config, self.evaluator.grounds
         old = self.folder.state()
-        if old is not None and old.trials and old.grounds != grounds:
+        if old is not None and (old.trials or not self.workers.first) and old.grounds != grounds:
             changed = [n for n in ("task", "engine", "versions") if getattr(old.grounds, n) != getattr(grounds, n)]
             raise UsageError(
                 f"study {self.folder.name!r}: its {' and '.join(changed)} changed since it was started: give this one "

@@ -39,20 +39,21 @@ CASES = [
 
 def test_right_and_wrong_from_threads() -> None:
     with ThreadPoolExecutor(8) as pool:
-        values = list(pool.map(lambda case: check("math", case[0], case[1], **ANSWER), CASES))
+        values = list(pool.map(lambda case: check("math", case[0], case[1], **ANSWER, seconds=30), CASES))
     assert dict(zip(map(repr, CASES), values, strict=True)) == {repr(case): case[2] for case in CASES}
 
 
 @pytest.mark.parametrize("answer", ["9^{9^{9^{9}}}", r"$\sum_{n=1}^{10^{12}} \frac{1}{n!}$", "10000000!"])
 def test_what_never_ends_scores_nothing_and_the_next_is_answered(answer) -> None:
     assert check("math", answer, "3", **ANSWER, seconds=1) == 0
-    assert check("math", "6/2", "3", **ANSWER, seconds=1) == 1
+    math_process.equal.cache_clear()
+    assert check("math", "6/2", "3", **ANSWER, seconds=30) == 1  # the first of a new process, on a busy machine
 
 
 def test_a_process_that_was_killed_is_started_again() -> None:
-    assert check("math", "8/2", "4", **ANSWER) == 1
+    assert check("math", "8/2", "4", **ANSWER, seconds=30) == 1
     os.kill(math_process._running[os.getpid()].pid, signal.SIGKILL)
-    assert check("math", "10/2", "5", **ANSWER) == 1
+    assert check("math", "10/2", "5", **ANSWER, seconds=30) == 1
 
 
 def test_a_label_that_is_no_mathematics_stops_the_run() -> None:

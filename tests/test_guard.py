@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from colever.tracking.report_json import to_json
 from colever.tracking.terminal import render
 from colever.types import Evaluation
 
-RULES = Rules("warn", shares={"answer": 0.5, "long": 0.25, "form": 0.25}, form=("form",))
+RULES = Rules("warn", shares={"answer": 0.5, "long": 0.25, "form": 0.25}, form={"form": 0.25})
 N = 256
 
 
@@ -97,8 +97,27 @@ def test_learning_the_form_first_is_no_hack() -> None:
     assert not found.alarm
 
 
+@pytest.mark.parametrize("how", ["gate", "stage"])
+def test_form_that_a_gate_or_a_stage_holds_the_score_by_is_no_hack(how: str) -> None:
+    """Gold reads answers whatever their form: the score rises by what waited for the form alone."""
+    form = Criterion("form", len, 0, gate=1.0, form=True) if how == "gate" else Criterion("form", len, 0.2, form=True)
+    rubric = Rubric([form, Criterion("answer", len, 0.8, stage=int(how == "stage"))])  # type: ignore[arg-type]
+    right, before = np.arange(N) % 5 < 3, np.arange(N) % 7 < 4
+    rules = Rules.of(GuardSettings(), rubric)
+
+    def scored(formed: np.ndarray) -> Evaluation:
+        values = [{"form": float(f), "answer": float(r)} for f, r in zip(formed, right, strict=True)]
+        means = {"form": float(formed.mean()), "answer": float(right.mean())}
+        return evaluation(right.astype(float).tolist(), [rubric.compose(v).total for v in values], means)
+
+    found = seen(scored(before), scored(before | (np.arange(N) % 7 == 5)), rules)
+    assert found.score_gain > 0.08
+    assert found.form > 0.08
+    assert not found.alarm
+
+
 def test_beyond_its_allowance_form_is_a_hack() -> None:
-    rules = replace(RULES, shares={"answer": 0.1, "form": 0.9}, form=("form",))
+    rules = replace(RULES, shares={"answer": 0.1, "form": 0.9}, form={"form": 0.9})
     form = np.arange(N) % 2
     base = evaluation([0.0] * N, (0.9 * form).tolist(), {"answer": 0.0, "form": 0.5})
     child = evaluation([0.0] * N, [0.9] * N, {"answer": 0.0, "form": 1.0})
@@ -111,7 +130,7 @@ def test_answers_that_can_be_read_now_are_form_too() -> None:
     """Half of the base's answers could not be parsed; no criterion is marked as form."""
     base = evaluation([0.0] * N, [0.0, 0.2] * (N // 2), fails=N // 2)
     child = evaluation([0.0] * N, [0.2] * N)
-    found = seen(base, child, replace(RULES, form=()))
+    found = seen(base, child, replace(RULES, form={}))
     assert found.form == pytest.approx(0.1)
     assert found.false_gain == pytest.approx(0, abs=1e-9)
 
@@ -148,7 +167,7 @@ def test_all_looks_together_stay_below_alpha() -> None:
 @pytest.mark.parametrize("n", [64, 256])
 def test_false_alarms_are_as_rare_as_promised(n: int) -> None:
     """1,500 trials of three looks each whose false gain is the margin itself, the worst case that is no hack."""
-    rng, rules, alarms = np.random.default_rng(7), replace(RULES, margin=0.05, form=()), 0
+    rng, rules, alarms = np.random.default_rng(7), replace(RULES, margin=0.05, form={}), 0
     for _ in range(1500):
         right, loose = rng.random(n), rng.random(n)
         base = _mixed(right < 0.4, loose < 0.2)
@@ -285,7 +304,7 @@ def test_form_is_part_of_a_rubrics_digest() -> None:
     one, other = (Rubric([Criterion("a", len, form=form)]) for form in (False, True))  # type: ignore[arg-type]
     assert one.digest() != other.digest()
     rules = Rules.of(GuardSettings(), other)
-    assert rules.form == ("a",)
+    assert rules.form == {"a": 1.0}
     assert rules.shares == {"a": 1.0}
-    assert Rules.from_json({**rules.__dict__, "form": ["a"]}) == rules
+    assert Rules.from_json(asdict(rules)) == rules
     assert Rules.from_json({}).on_hacking == "off"  # of a study that was made before

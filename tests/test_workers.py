@@ -13,7 +13,7 @@ import pytest
 from test_sweep import Told, run, timeless
 from toy import ToyEngine
 
-from colever.errors import BudgetExhausted, LeverError, StoreError
+from colever.errors import BudgetExhausted, LeverError, StoreError, UsageError
 from colever.loading import load_config
 from colever.optimizers import workers as module
 from colever.optimizers.ledger import Ledger
@@ -108,6 +108,21 @@ def test_a_worker_that_joins_late_does_not_try_again_what_just_failed(tmp_path: 
     for report in reports:
         assert len(report.failures) == 3
         assert not any("second time" in note for note in report.notes)
+
+
+def test_a_worker_with_other_settings_is_refused_before_a_trial_has_ended(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def join() -> None:
+        if not refused:
+            with pytest.raises(UsageError, match=r"made with other settings \(seed was 0, now 1\)") as raised:
+                run(tmp_path, 1, seed=1, study="one", schedules=["w"])
+            refused.append(str(raised.value))
+
+    report = run(tmp_path, 1, on_update=join, study="one", schedules=["w"])
+    assert refused
+    assert report.finished
+    assert not report.failures
 
 
 def test_workers_that_start_at_once_leave_a_manifest(tmp_path: Path) -> None:

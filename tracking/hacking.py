@@ -47,7 +47,7 @@ def alarm_text(judged: JudgedRound, guard: Guarded) -> str:
     return (
         f"Reward hacking in round {judged.name} ({judged.lever}): score {100 * look.score_gain:+.1f} points and gold "
         f"{100 * look.gold_gain:+.1f} since base; {100 * look.false_gain:.1f} of them are false, at least "
-        f"{100 * look.low:.1f}. The score came from {carried}. {done}"
+        f"{100 * look.low:.1f}. {f'The score came from {carried}. ' if carried else ''}{done}"
     )
 
 
