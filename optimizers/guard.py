@@ -67,7 +67,9 @@ class Rules:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rules:
         """Those of a study; ``{}``, of one that was made before there was a guard, are off."""
-        return cls(**data)
+        form = data.get("form", {})  # names alone in a study of the first days
+        shares = data.get("shares", {})
+        return cls(**{**data, "form": form if isinstance(form, Mapping) else {name: shares[name] for name in form}})
 
 
 def looks(rounds: Sequence[RoundRecord], rules: Rules) -> list[Look | None]:

@@ -165,7 +165,12 @@ def test_a_registered_winner_answers_as_the_program_does(
     asked = [dict(row.inputs()) for _, row in task.examples("test")[:5]]
     kept = replace(make_rollout("test-0", 1.0, "1"), inputs=asked[0])
     report = replace(
-        make_report(), task=name, model=str(talker_checkpoint), path=rounds, rollouts={"test-0": (kept, kept)}
+        make_report(),
+        study="on-Qwen2.5",
+        task=name,
+        model=str(talker_checkpoint),
+        path=rounds,
+        rollouts={"test-0": (kept, kept)},
     )
     registry.register(MlflowClient(store.tracking_uri(home)), study, report, tracker._config)
     expected = run_candidate(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -45,8 +46,9 @@ def register(client: MlflowClient, run: Run, report: StudyReport, config: Mappin
     if earlier and earlier[0].tags.get("digest") == candidate.digest:
         return
     tags = tags_of(report, candidate)
+    plain = re.sub(r"""[/:.%"']""", "-", report.study)[:200]  # as MLflow takes it: Qwen2.5 is in a study's name
     logged = client.create_logged_model(
-        run.info.experiment_id, name=report.study[:200], source_run_id=run.info.run_id, tags=tags, model_type="program"
+        run.info.experiment_id, name=plain, source_run_id=run.info.run_id, tags=tags, model_type="program"
     )
     with tempfile.TemporaryDirectory() as folder:
         _save(Path(folder), report, candidate, config)
