@@ -56,9 +56,9 @@ def rows_of(data: str | Path) -> list[dict[str, Any]]:
     Raises TaskError that names the file and the line at fault, or what is not to be had.
     """
     path = Path(data)
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
+    if path.is_dir() or path.name.endswith((".jsonl", ".jsonl.gz")):
         if not path.is_file():
-            raise TaskError(f"humaneval: {path} does not exist; accepted: a .jsonl or .jsonl.gz file, or a hub id")
+            raise TaskError(f"humaneval: {path} does not exist as a file; accepted: .jsonl, .jsonl.gz, or a hub id")
         lines, where = _lines(path), str(path)
     else:
         lines, where = _from_hub(str(data)), f"{data} on the hub"
@@ -115,4 +115,5 @@ def task(data: str | Path | None = None, seed: int = 0) -> Task:
             ]
         },
         max_tokens=512,
+        origin=str(source),
     )

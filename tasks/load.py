@@ -144,8 +144,8 @@ def _check_split(task: Task, split: str, seen: dict[str, str]) -> None:
         raise TaskError(f"split {split!r} of task {task.name!r} is not a list of dspy.Example: {error}") from error
     if len(rows) < SMALLEST_SPLIT:
         raise TaskError(
-            f"split {split!r} of task {task.name!r} has {len(rows)} example(s); "
-            f"at least {SMALLEST_SPLIT} are needed for an interval"
+            f"split {split!r} of task {task.name!r} has {len(rows)} example(s); at least {SMALLEST_SPLIT} are needed "
+            f"for an interval{f' (rows of {task.origin})' if task.origin else ''}"
         )
     ids = [i for i, _ in rows]
     if len(set(ids)) < len(ids):

@@ -29,10 +29,10 @@ class Task:
 
     ``train / dev / test`` are lists of ``dspy.Example`` with inputs marked (``.with_inputs``); an example's id is
     its field ``id`` where it has one, else ``<split>-<row>``. ``gold`` is a truth metric in [0, 1] that no lever,
-    acceptance or pruning reads. ``instructions`` offers further wordings per predictor, ``watched`` further splits
-    that only the report reads. ``max_tokens`` bounds each completion. ``origin`` says where the rows are from.
-    ``labelled`` says how a right prediction looks, where the example's fields alone do not tell: `colever rubric check`
-    scores it, no lever reads it.
+    pruning or objective reads, nor acceptance unless ``on_hacking=stop``. ``instructions`` offers further wordings per
+    predictor, ``watched`` further splits that only the report reads. ``max_tokens`` bounds each completion. ``origin``
+    says where the rows are from. ``labelled`` says how a right prediction looks, where the example's fields alone do
+    not tell: `colever rubric check` scores it, no lever reads it.
 
     A finished round is reused while the task's digest is the same. The digest sees the examples, the rubric, the
     program with what its attributes hold, the files that define its code and those that they import from beside them,
