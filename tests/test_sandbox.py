@@ -143,13 +143,15 @@ def test_many_threads_at_once() -> None:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_outlives_a_parent_that_is_ended(how: int, wall: Level) -> None:
     script = f"""
+import signal
 from colever.tasks.sandbox.host import *
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a command in the background is started without one
 check(Job(["import time\\ndef f(x): time.sleep(10 ** 6)"], {ASSERTS!r}, "f"), Limits(seconds=200), level={wall!r})
 """
     parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     family = wait_for(lambda: (c := psutil.Process(parent.pid).children(recursive=True)) and len(c) == 3 and c)
     parent.send_signal(how)
-    parent.wait()
+    parent.wait(60)
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
