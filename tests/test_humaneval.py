@@ -113,8 +113,9 @@ def test_a_file_that_cannot_be_used_is_named(file: Path, text: str, said: str) -
 
 
 def test_rows_that_are_nowhere_are_an_error(tmp_path: Path, monkeypatch) -> None:
-    with pytest.raises(TaskError, match=r"none\.jsonl does not exist; accepted"):
-        humaneval.task(tmp_path / "none.jsonl")
+    for place in (tmp_path / "none.jsonl", tmp_path):
+        with pytest.raises(TaskError, match=f"{place} does not exist as a file; accepted"):
+            humaneval.task(place)
     (tmp_path / "no.jsonl.gz").write_bytes(b"not compressed")
     with pytest.raises(TaskError, match="cannot be read"):
         humaneval.task(tmp_path / "no.jsonl.gz")
