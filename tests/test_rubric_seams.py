@@ -189,25 +189,3 @@ def test_a_scorer_gives_the_total_and_each_criterion() -> None:
     (failed,) = rubric_scorer(BROKEN)(inputs="q", outputs="a", expectations=None)
     assert failed.value is None
     assert "the judge is down" in failed.error.error_message
-
-
-@pytest.mark.slow
-def test_mlflows_evaluation_runs_it(empty_home, tmp_path, monkeypatch) -> None:
-    import shutil
-
-    import mlflow
-
-    monkeypatch.setenv("MLFLOW_GENAI_EVAL_SKIP_TRACE_VALIDATION", "true")
-    shutil.copytree(empty_home, tmp_path / "home")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{next((tmp_path / 'home').rglob('mlflow.db'))}")
-    try:
-        rows = [
-            {"inputs": {"question": "q"}, "outputs": {"answer": answer}, "expectations": {"answer": "a"}}
-            for answer in ("a", "b")
-        ]
-        result = mlflow.genai.evaluate(data=rows, scorers=[rubric_scorer(RUBRIC)])
-        assert result.metrics["rubric/mean"] == pytest.approx(5 / 8)
-        assert result.metrics["rubric/right/mean"] == pytest.approx(1 / 2)
-    finally:
-        mlflow.set_tracking_uri(before)
