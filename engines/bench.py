@@ -107,7 +107,7 @@ class Bench:
             answer = self._kept_or_new(key, engine, question, readable)
             future.set_result(answer)
             return answer
-        except BaseException as error:
+        except BaseException as error:  # an interrupt too: threads that wait for this answer are told
             future.set_exception(error)
             raise
         finally:
@@ -146,7 +146,7 @@ def _asked(engine: RemoteEngine, question: Question, readable: Callable[[str], b
     except ContextWindowExceededError as error:
         current_tally().lose(spent)
         raise InfrastructureError(f"{engine.remote}: the question is too long for it: {error}") from error
-    except Exception:
+    except Exception:  # whatever it was goes on up; what was paid until then is booked
         current_tally().lose(spent)
         raise
     current_tally().lose(spent)

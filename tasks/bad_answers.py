@@ -116,7 +116,7 @@ def _labelled(task: Task, example: dspy.Example) -> dspy.Prediction:
     assert task.labelled is not None
     try:
         made = task.labelled(example)
-    except Exception as error:
+    except Exception as error:  # the boundary to the task's own code
         raise TaskError(f"labelled of task {task.name!r} raised {type(error).__name__}: {error}") from error
     if not isinstance(made, dspy.Prediction):
         raise TaskError(f"labelled of task {task.name!r} returned a {type(made).__name__}; accepted: a dspy.Prediction")

@@ -85,7 +85,7 @@ def _from_hub(name: str) -> list[Any]:
 
     try:
         return list(load_dataset(name, split="test"))
-    except Exception as error:
+    except Exception as error:  # the boundary to the hub's libraries, which share no base
         said = f"{type(error).__name__}: {error}"
         raise TaskError(
             f"humaneval: no rows: {name} is no .jsonl file, and the hub does not give it: {said}"

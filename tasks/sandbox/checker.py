@@ -168,7 +168,7 @@ def _test(tests: Any, job: Any, names: dict[str, Any], tally: Tally) -> None:
             if eval(call, names) != expected:
                 raise AssertionError
             tally.passes(number)
-        except Exception:  # noqa: BLE001 - as above
+        except Exception:  # noqa: BLE001 - the boundary to the tests: a call that raises has not passed
             tally.fails(number)
 
 
