@@ -25,6 +25,7 @@ from colever.shown import (
     write_report,
 )
 from colever.studies import interruptible, open_study, show_estimates, show_rerun, show_studies, show_study
+from colever.tune_command import rubric_tune
 
 if TYPE_CHECKING:
     from colever.config import SweepConfig
@@ -38,6 +39,7 @@ app = typer.Typer(
     epilog="Start with: colever sweep arithmetic",
 )
 app.add_typer(seed_app, name="seed")
+rubric_app.command("tune", epilog="Example: colever rubric tune arithmetic --trials 8 --out tuned.yaml")(rubric_tune)
 app.add_typer(rubric_app, name="rubric")
 app.command("rescore", epilog="Example: colever rescore arithmetic 2.1 --rubric strict.toml")(rescore_command)
 

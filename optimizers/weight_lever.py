@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 GAP_ALARM = 1e-4  # |trainer's − sampler's log-probability| of one token in float32
 CONSTANT_ALARM = 0.8  # mean share of groups that trained nothing
+STUCK = "answers no longer vary"  # what a pull stops with that has learned before
 SOLVED = 0.99  # mean reward from which "nothing left to learn" is a success
 NO_MATTER = {"batch_tokens", "save_every"}  # settings with which a pull goes on from a checkpoint made under others
 
@@ -242,9 +243,14 @@ class _Pull:
         self.empty = 0 if batch.rows else self.empty + 1
         if self.empty < self.settings.empty_updates:
             return
+        which = f"updates {update - self.empty + 1} to {update}"
         if batch.reward >= SOLVED and not self._never_folded():
+            self.stopped = f"nothing left to learn: {which} were solved throughout"
+            return
+        if self._has_trained:
             self.stopped = (
-                f"nothing left to learn: updates {update - self.empty + 1} to {update} were solved throughout"
+                f"{STUCK}: all groups of {which} were constant (mean reward {batch.reward:.3f}); a lower learning "
+                "rate, weights.beta above 0 or a larger group_size keeps answers apart for longer"
             )
             return
         raise LeverError(
@@ -256,7 +262,11 @@ class _Pull:
 
     def _never_folded(self) -> bool:
         """Whether this pull folds and has trained nothing so far: its child would have lost the prompts for nothing."""
-        return self.short is not None and not any(rows for _, rows in self.curves.get("trained_rows", []))
+        return self.short is not None and not self._has_trained
+
+    @property
+    def _has_trained(self) -> bool:
+        return any(rows for _, rows in self.curves.get("trained_rows", []))
 
     def after_update(self, update: int, metrics: dict[str, float]) -> None:
         """Book an update: its curves, what training it cost, and how far the pull has come."""
@@ -306,7 +316,7 @@ class _Pull:
         """The pull in a few numbers, with alarms where something looks wrong."""
         constant = _mean(self.curves.get("constant_share", []))
         gap = max((v for _, v in self.curves.get("logprob_gap", [])), default=0.0)
-        alarms = []
+        alarms = [self.stopped] if self.stopped.startswith(STUCK) else []
         if constant > CONSTANT_ALARM:
             alarms.append(f"{constant:.0%} of groups were constant and trained nothing")
         if gap > GAP_ALARM and self.engine.dtype == "float32":

@@ -303,6 +303,17 @@ def test_nothing_to_learn_stops_with_a_hint_and_the_parent_comes_back(engine, tm
     assert all(torch.equal(before[n], p) for n, p in parameters(engine).items())
 
 
+def test_answers_that_no_longer_vary_end_a_pull_that_has_learned(engine, tmp_path):
+    """What was learned until then is the child: whether it is kept is for dev to say."""
+    calls = iter(range(10**6))
+    how = settings(empty_updates=2, updates=12, examples_per_update=2, group_size=4)
+    pull = improve(engine, tmp_path, how, make_task(lambda e, p, s: 0.5 if (n := next(calls)) >= 24 else n % 2))
+    assert pull.notes["updates"] == 5
+    assert "no longer vary: all groups of updates 3 to 4 were constant (mean reward 0.500)" in pull.notes["stopped"]
+    assert pull.notes["alarms"][0] == pull.notes["stopped"]
+    assert pull.candidate.weights.kind != "base"
+
+
 def test_a_solved_task_stops_early(engine, tmp_path):
     pull = improve(engine, tmp_path, settings(empty_updates=2), make_task(lambda e, p, s: 1.0))
     assert "solved" in pull.notes["stopped"]

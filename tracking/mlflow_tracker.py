@@ -86,7 +86,7 @@ class MlflowTracker:
         """
         with self._guarded():
             self._study, self._labels = study, {"task": task, "model": model, "study": study}
-            self._experiment = self._open_experiment(task)
+            self._experiment = store.experiment(self._client, self.home, task)
             self._prompts = PromptRegistry(self._client, self.home, study, task, self._experiment)
             self._trial_runs, self._rounds, self._base_run = {}, {}, ""
             self._splits, self._config = splits, dict(config)
@@ -241,15 +241,6 @@ class MlflowTracker:
 
     def _guarded(self) -> Any:
         return store.guarded(self.home, self._wait)
-
-    def _open_experiment(self, task: str) -> str:
-        found = self._client.get_experiment_by_name(task)
-        if found is None:
-            location = store.artifacts(self.home) / "".join(c if c.isalnum() or c in "-_." else "-" for c in task)
-            return self._client.create_experiment(task, artifact_location=location.as_uri())
-        if found.lifecycle_stage == "deleted":
-            self._client.restore_experiment(found.experiment_id)
-        return found.experiment_id
 
     def _find(self, **tags: str) -> Run | None:
         return next(iter(self._search(**tags)), None)

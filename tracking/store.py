@@ -67,6 +67,17 @@ def open_client(home: Path, wait: float = WAIT_SECONDS) -> MlflowClient:
         return client
 
 
+def experiment(client: MlflowClient, home: Path, task: str) -> str:
+    """The id of a task's experiment, made if there is none, brought back if it was deleted."""
+    found = client.get_experiment_by_name(task)
+    if found is None:
+        location = artifacts(home) / "".join(c if c.isalnum() or c in "-_." else "-" for c in task)
+        return str(client.create_experiment(task, artifact_location=location.as_uri()))
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
 def _make_database(home: Path) -> None:
     """Where there is none: made aside and renamed, since a kill amid the migrations leaves one that never opens."""
     from mlflow import MlflowClient

@@ -72,11 +72,22 @@ def _section(kind: str) -> Iterator[str]:
     criterion = KINDS[kind]
     text = _plain(inspect.getdoc(criterion) or "").split("\nRange:")[0].strip()
     yield f"## {kind}\n\n{text}\n\n| setting | default | accepted |\n|---|---|---|"
+    for name, default, accepted in _settings(criterion):
+        yield f"| `{name}` | {default} | {accepted} |"
+    yield ""
+
+
+def settings_of(criterion: type) -> list[str]:
+    """``name: accepted, default``, a line for each setting of a kind."""
+    return [f"{name}: {accepted} ({default})" for name, default, accepted in _settings(criterion)]
+
+
+def _settings(criterion: type) -> Iterator[tuple[str, str, str]]:
+    """Name, default and what is accepted of each."""
     hints = get_type_hints(criterion)
     for field in dataclasses.fields(criterion):
         default = "is needed" if field.default is dataclasses.MISSING else f"`{json.dumps(field.default)}`"
-        yield f"| `{field.name}` | {default} | {_accepted(hints[field.name])} |"
-    yield ""
+        yield field.name, default, _accepted(hints[field.name])
 
 
 def facts_of(criterion: type) -> dict[str, str]:
