@@ -99,7 +99,7 @@ def tune(
     folder = home.resolve() / "tunings" / config.study_name
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder), seated(config.judge, home / ANSWERS) as bench:
-        made = levers or levers_for(config.model_copy(update={"proposer": type(config.proposer)()}), engine)
+        made = levers or levers_for(config, engine)
         run = _Run(config, task, [dict(t) for t in tables], engine, folder, plan, made, proposer, bench,
                    progress or NullProgress())  # fmt: skip
         run.claim()
@@ -177,7 +177,7 @@ class _Run:
 
     def claim(self) -> None:
         """Raises UsageError where the folder's tuning began from something else."""
-        free = {"budget", "dollars_per_hour", "trials", "study", "remote", "rubric", "schedules"}
+        free = {"budget", "dollars_per_hour", "trials", "study", "remote", "rubric", "data", "schedules"}
         settings = {k: v for k, v in self.config.model_dump(mode="json").items() if k not in free}
         plan = {k: v for k, v in asdict(self.plan).items() if k not in ("trials", "seeds")}
         key = digest_of([settings, plan, self.seen.digest(), [dict(t) for t in self.tables], self.engine.digest])

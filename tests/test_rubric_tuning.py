@@ -11,6 +11,7 @@ from typing import Any
 
 import dspy
 import pytest
+from filelock import FileLock
 from scripted_openai import ScriptedOpenAI
 from toy import ToyEngine, ToyWeightLever, ToyWeightSettings, right, toy_task
 
@@ -215,6 +216,13 @@ def test_another_tuning_does_not_share_its_folder(tmp_path: Path) -> None:
         tuned(tmp_path, plan=replace(plan, share=0.4))
     with pytest.raises(UsageError, match="another --study name"):
         tuned(tmp_path, toy_task(), plan)
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "tunings" / "t"
+    folder.mkdir(parents=True)
+    with FileLock(folder / "tuning.lock"), pytest.raises(UsageError, match="another process tunes in"):
+        tuned(tmp_path)
 
 
 # --- designed by a model ---------------------------------------------------------------------------

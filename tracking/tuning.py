@@ -148,7 +148,8 @@ class _Runs:
 
     def __init__(self, client: Any, found: Tuning, experiment: str) -> None:
         self.client, self.experiment = client, experiment
-        self.tags = {"task": found.task, "model": found.model, "study": found.name, "mlflow.source.name": "colever"}
+        study = f"{found.name} (rubric)"  # no run of the study that may have this name
+        self.tags = {"task": found.task, "model": found.model, "study": study, "mlflow.source.name": "colever"}
 
     def of(self, tags: dict[str, str], name: str, parent: str) -> str:
         terms = {"study": self.tags["study"], **tags}
