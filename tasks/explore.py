@@ -28,8 +28,8 @@ class Town:
     """Where the walker stands, what was seen, and what a call finds. A call that is none finds nothing."""
 
     def __init__(self, places: Sequence[str], at: int, pet: str) -> None:
-        self.places, self.at, self.pet = places, at, pet
-        self.here, self.seen, self.taken = 0, list[str](), False
+        self.places, self.at, self.pet, self.here = places, at, pet, 0
+        self.seen, self.taken = list[str](), False
 
     def find(self, what: str, name: str) -> str:
         if name != self.places[self.here]:
@@ -51,16 +51,13 @@ class Walk(dspy.Module):
 
     def __init__(self, calls: int = 100) -> None:
         super().__init__()
-        self.calls = calls
-        self.act = dspy.Predict(Act)
-        self.reply = dspy.Predict(Reply)
+        self.calls, self.act, self.reply = calls, dspy.Predict(Act), dspy.Predict(Reply)
 
     def forward(self, question: str, places: list[str], at: int, pet: str) -> dspy.Prediction:
         town, notes = Town(places, at, pet), list[str]()
         for _ in range(self.calls):
             action = self.act(question=question, notes=shown(notes)).action.strip()
-            match = re.fullmatch(r"find (\w+) of (\w+)", action)
-            if match is None:
+            if (match := re.fullmatch(r"find (\w+) of (\w+)", action)) is None:
                 break
             notes.append(f"{match[1]} of {match[2]} = {town.find(match[1], match[2])}")
         answer = self.reply(question=question, notes=shown(notes)).answer
@@ -78,8 +75,9 @@ def examples(seed: int, count: int, distances: Sequence[int]) -> list[dspy.Examp
         at = rng.choice(distances)
         *places, pet = rng.sample(PEOPLE, at + rng.randint(2, 6))
         question = f"What is the street of the garden of {places[0]}?"
-        rows.append(dspy.Example(question=question, places=places, at=at, pet=pet, answer=pet))
-    return [row.with_inputs("question", "places", "at", "pet") for row in rows]
+        row = dspy.Example(question=question, places=places, at=at, pet=pet, answer=pet)
+        rows.append(row.with_inputs("question", "places", "at", "pet"))
+    return rows
 
 
 def found(example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[Step] = ()) -> bool:
@@ -105,9 +103,7 @@ TOWNS = examples(seed=50, count=128 + 128 + 256, distances=range(1, 11))
 task = Task(
     name="explore",
     program=partial(Walk),
-    train=TOWNS[:128],
-    dev=TOWNS[128:256],
-    test=TOWNS[256:],
+    train=TOWNS[:128], dev=TOWNS[128:256], test=TOWNS[256:],
     watched={"far": examples(seed=51, count=64, distances=range(20, 46))},
     rubric=Rubric([
         Criterion("found", found, 0.4, "the pet was not taken and named"),
@@ -115,13 +111,9 @@ task = Task(
         Criterion("taken", taken, 0.1, "take the pet where the garden has it", "act"),
         Criterion("no_waste", no_waste, 0.1, "calls that found nothing new", "act"),
     ]),
-    gold=found,
-    instructions={
-        "act": [
-            "Keep using the tool until the last fact of the chain is known.",
-            "Look into each garden, then walk on along the street, until the pet is found.",
-        ],
-        "reply": ["Tell what the last note says."],
-    },
-    max_tokens=24,
+    gold=found, max_tokens=24,
+    instructions={"act": [
+        "Keep using the tool until the last fact of the chain is known.",
+        "Look into each garden, then walk on along the street, until the pet is found.",
+    ], "reply": ["Tell what the last note says."]},
 )  # fmt: skip
