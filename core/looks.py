@@ -25,7 +25,8 @@ class Look:
     level: float
     margin: float
     examples: int
-    criteria: Mapping[str, float] = field(default_factory=dict)  # what each added to the score, the most first
+    criteria: Mapping[str, float] = field(default_factory=dict)  # what each brought of the gain, the most first
+    exact: bool = False  # the criteria's parts add up to the gain; else they are weight × change of the mean
     gained: Mapping[str, float] = field(default_factory=dict)  # example ids: rise of the score where gold did not rise
 
     @property

@@ -207,6 +207,7 @@ def summarize(rollouts: Sequence[Rollout], split: str, cost: Cost) -> Evaluation
         prompt_tokens={name: sum(n) / len(n) for name, n in read.items() if any(n)},  # a remote model may not say
         calls={name: count / len(whole) for name, count in made.items()},
         agreement=_agreement(scored),
+        values={n: tuple(None if r.score is None else r.score.by_criterion[n] for r in rollouts) for n in names},
     )
 
 
