@@ -364,6 +364,7 @@ class _Run:
             watched=tuple(task.watched), schedules=config.schedules, trials=old.trials if old else (),
             started=old.started if old else time.time(), objective=config.objective, axis=config.axis,
             dollars_per_hour=config.dollars_per_hour, guard=Rules.of(config.guard, task.rubric),
+            rubric=task.rubric.digest(),
         )  # fmt: skip
 
     def _write(self) -> None:
