@@ -131,15 +131,12 @@ def rescore_command(
     as_json: JsonOption = False,
 ) -> None:
     """Score the rollouts kept of a round again, by another rubric, without a model."""
-    from colever.loading import load_config
     from colever.optimizers.rescore import rescore
     from colever.optimizers.study import find_study
-    from colever.tasks.load import load_task
+    from colever.stored import task_of
 
     folder = find_study(home, name)
-    config = load_config(folder.path / "config.yaml")
-    task = load_task(config.task, config.data, rubric or config.rubric)
-    found = rescore(folder, task, which, split)
+    found = rescore(folder, task_of(folder, rubric), which, split)
     if as_json:
         console.show_json({**dataclasses.asdict(found), "means": _means(found)})
     else:
