@@ -15,7 +15,7 @@ import dspy
 from dspy.adapters.utils import parse_value
 
 from colever.errors import TaskError
-from colever.pipelines.rollout import plain
+from colever.pipelines.plain import plain
 from colever.tasks.task import Task
 from colever.types import Completion, Step
 
