@@ -73,6 +73,9 @@ def _lacking(config: SweepConfig) -> list[str]:
         path = value if key != "task" else _file_of(value)
         if path and not Path(path).exists():
             found.append(f"{key}: {value}")
+    for name, _, rows in (entry.partition("=") for entry in config.elsewhere or ()):
+        if not all(Path(path).exists() for path in (_file_of(name), rows) if path):
+            found.append(f"elsewhere: {name}{'=' * bool(rows)}{rows}")
     return found
 
 
