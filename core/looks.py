@@ -36,7 +36,10 @@ class Look:
 
 @dataclass(frozen=True)
 class JudgedRound:
-    """A kept round's look under the first trial that has it; ``rollouts`` of an alarm: base's and the child's."""
+    """A kept round's look under the first trial that has it.
+
+    ``rollouts`` of an alarm, by example: base's, None where it was not kept, and the child's.
+    """
 
     name: str  # "2.1" is trial 2's first round
     lever: str
@@ -45,7 +48,7 @@ class JudgedRound:
     look: Look
     key: str = ""  # the round's
     refused: bool = False
-    rollouts: Mapping[str, tuple[SampledRollout, SampledRollout]] = field(default_factory=dict)
+    rollouts: Mapping[str, tuple[SampledRollout | None, SampledRollout]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ import numpy as np
 from colever.looks import Look
 from colever.optimizers.adaptive import Order
 from colever.optimizers.carried import Parts, carried, parts_of
+from colever.optimizers.gained import gained
 from colever.types import Evaluation, RoundRecord
 
 if TYPE_CHECKING:
@@ -128,8 +129,6 @@ def look(number: int, base: Evaluation, child: Evaluation, rules: Rules) -> Look
     beyond = rise - worth * truth
     level = rules.alpha / (number * (number + 1))
     mean = float(beyond.mean()) - form
-    unmoved = np.flatnonzero((truth <= 0) & (rise > 0))
-    most = unmoved[np.argsort(-rise[unmoved], kind="stable")][:SHOWN]
     return Look(
         number=number,
         score_gain=float(rise.mean()),
@@ -143,7 +142,7 @@ def look(number: int, base: Evaluation, child: Evaluation, rules: Rules) -> Look
         examples=len(names),
         criteria=dict(sorted(((n, a) for n, a in added.items() if abs(a) > 1e-12), key=lambda item: -item[1])),
         exact=exact is not None,
-        gained={names[i]: float(rise[i]) for i in most},
+        gained=dict(list(gained(base, child).items())[:SHOWN]),
     )
 
 
