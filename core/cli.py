@@ -19,11 +19,11 @@ from colever.shown import (
     show_prompts,
     show_report,
     show_rollouts,
-    stored_task,
     with_examples,
     write_page,
     write_report,
 )
+from colever.stored import task_of
 from colever.studies import interruptible, open_study, show_estimates, show_rerun, show_studies, show_study
 from colever.tune_command import rubric_tune
 
@@ -230,7 +230,7 @@ def report(
     if out is not None or html is not None:
         built = with_rollouts(built, folder)
         try:
-            built = with_examples(built, stored_task(folder)) if built.flips else built
+            built = with_examples(built, task_of(folder, unchanged=True)) if built.flips else built
         except UsageError as error:
             console.say(f"flipped examples of which no rollout was kept are named, not shown: {error}")
     if out is not None:

@@ -1,4 +1,4 @@
-"""Several studies side by side: one row for each task and model. Records only."""
+"""Several studies side by side: one row for each task, rubric and model. Records only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from colever.reported import Estimate
 from colever.types import Cost
+
+OWN = "own"  # the task's rubric, not a file's
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """The studies of one task, model and settings, one per training seed; gold where the task has gold, else score."""
+    """The studies of one task, rubric, model and settings, one per seed; gold where the task has gold, else score."""
 
     task: str
     model: str
@@ -35,6 +37,7 @@ class ComparisonRow:
     schedules: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of prompt, weights, both; one per seed
     reached: Reached | None = None
     cost: Cost = field(default_factory=Cost)  # of the sweeps, all seeds
+    rubric: str = OWN  # the file's name, or own, with the beginning of its digest: strict.toml 3f09ab
 
     @property
     def won(self) -> str:

@@ -233,7 +233,9 @@ class SweepConfig(Settings):
     )
     dollars_per_hour: float = _setting(0.0, "price of the machine, for the ledger, caps in dollars and reports", ge=0)
     elsewhere: tuple[str, ...] | None = _setting(
-        None, "tasks whose dev is scored under the trained weights; unset: the other bundled tasks, for a bundled one"
+        None,
+        "tasks whose dev is scored under the trained weights, such as [lookup, gsm8k=rows.jsonl]; unset: the other "
+        "bundled tasks, for a bundled one",
     )
     sampler: Literal["gp", "tpe", "random"] = _setting("gp", "Optuna's sampler of searched trials")
     prune: bool = _setting(False, "stop searched trials that lag; never the first schedules")

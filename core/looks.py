@@ -25,7 +25,8 @@ class Look:
     level: float
     margin: float
     examples: int
-    criteria: Mapping[str, float] = field(default_factory=dict)  # what each added to the score, the most first
+    criteria: Mapping[str, float] = field(default_factory=dict)  # what each brought of the gain, the most first
+    exact: bool = False  # the criteria's parts add up to the gain; else they are weight × change of the mean
     gained: Mapping[str, float] = field(default_factory=dict)  # example ids: rise of the score where gold did not rise
 
     @property
@@ -35,7 +36,10 @@ class Look:
 
 @dataclass(frozen=True)
 class JudgedRound:
-    """A kept round's look under the first trial that has it; ``rollouts`` of an alarm: base's and the child's."""
+    """A kept round's look under the first trial that has it.
+
+    ``rollouts`` of an alarm, by example: base's, None where it was not kept, and the child's.
+    """
 
     name: str  # "2.1" is trial 2's first round
     lever: str
@@ -44,7 +48,7 @@ class JudgedRound:
     look: Look
     key: str = ""  # the round's
     refused: bool = False
-    rollouts: Mapping[str, tuple[SampledRollout, SampledRollout]] = field(default_factory=dict)
+    rollouts: Mapping[str, tuple[SampledRollout | None, SampledRollout]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,10 @@ def rubric_check(
     strict: Annotated[bool, typer.Option("--strict", help="Exit status 1 where there is a warning.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score labelled answers and bad ones made of them, without a model, and say what the rubric pays for."""
+    """Score labelled answers and bad ones made of them, without a model, and say what the rubric pays for.
+
+    Exit status 1 where the rubric can't work: it raises on a labelled answer, or pays 0 for all of them.
+    """
     from colever.studies import interruptible
     from colever.tasks.load import load_task
     from colever.tasks.rubric_check import check_rubric
@@ -67,7 +70,7 @@ def rubric_check(
         console.show_json(_as_json(found))
     else:
         _show(found)
-    if strict and found.warnings:
+    if found.faults or (strict and found.warnings):
         raise typer.Exit(1)
 
 
@@ -77,11 +80,13 @@ def _show(found: RubricCheck) -> None:
     size = found.rows[0].answers
     console.show(f"[bold]{escape(found.task)}[/] · {escape(found.split)}: answers made from {size} examples, no model")
     console.show(_table(found))
+    for line in found.faults:
+        console.show(f"[bold red]error:[/] {escape(line)}", whole_lines=True)
     for line in found.warnings:
         console.show(f"[bold yellow]warning:[/] {escape(line)}", whole_lines=True)
     for line in found.notes:
         console.show(f"[dim]note:[/] {escape(line)}", whole_lines=True)
-    if not found.warnings:
+    if not found.faults and not found.warnings:
         console.show("[green]no warnings[/]")
 
 
@@ -126,15 +131,12 @@ def rescore_command(
     as_json: JsonOption = False,
 ) -> None:
     """Score the rollouts kept of a round again, by another rubric, without a model."""
-    from colever.loading import load_config
     from colever.optimizers.rescore import rescore
     from colever.optimizers.study import find_study
-    from colever.tasks.load import load_task
+    from colever.stored import task_of
 
     folder = find_study(home, name)
-    config = load_config(folder.path / "config.yaml")
-    task = load_task(config.task, config.data, rubric or config.rubric)
-    found = rescore(folder, task, which, split)
+    found = rescore(folder, task_of(folder, rubric), which, split)
     if as_json:
         console.show_json({**dataclasses.asdict(found), "means": _means(found)})
     else:

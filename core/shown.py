@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from colever import console
-from colever.errors import StoreError, TaskError
+from colever.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from colever.optimizers.study import StudyFolder
     from colever.reported import StudyReport
     from colever.tasks.task import Task
     from colever.types import Evaluation
@@ -82,18 +81,6 @@ def with_examples(built: StudyReport, task: Task) -> StudyReport:
     rows = {name: example for name, example in task.examples("test") if name in wanted}
     fields = {name: {**example.inputs().toDict(), **example.labels().toDict()} for name, example in rows.items()}
     return dataclasses.replace(built, flips=dataclasses.replace(built.flips, fields={**built.flips.fields, **fields}))
-
-
-def stored_task(folder: StudyFolder) -> Task:
-    """The task that a study was run on. Raises TaskError where it is gone or another by now."""
-    from colever.loading import load_config
-    from colever.tasks.load import load_task
-
-    config, state = load_config(folder.path / "config.yaml"), folder.state()
-    task = load_task(config.task, config.data, config.rubric)
-    if state is None or task.digest() != state.grounds.task:
-        raise TaskError(f"task {task.name!r} is not the one that study {folder.name!r} was run on")
-    return task
 
 
 def show_report(built: StudyReport, as_json: bool) -> None:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from colever import console
 from colever.errors import LeverError, UsageError
 from colever.shown import show_comparison, show_report, with_examples, write_report
+from colever.stored import named_in, where_made
 
 if TYPE_CHECKING:
     from colever.config import SweepConfig
@@ -89,14 +90,17 @@ def show_rerun(name: str, home: Path, into: Path | None, as_json: bool) -> None:
         raise UsageError(f"study {folder.name!r} is not finished: run its sweep to the end first")
     made = folder.manifest()
     config = SweepConfig(**made["config"]).model_copy(update={"study": folder.name, "trials": len(before.arms)})
-    task, engine = open_study(config)
-    if not config.trainable:
-        console.say(f"{config.model}: an API model does not promise the same answers, and is paid for them once more")
-    moved = changes(made, Grounds(task.digest(), engine.digest, versions()))
-    for change in moved:
-        console.say(f"since then: {change}")
-    target = into or home / "reruns"
-    after = run_study(config, target)
+    target, place = into or home / "reruns", made.get("folder", "")
+    absolute = target.resolve()
+    with where_made(config, place):
+        with named_in(folder.path / "manifest.json", config, place):
+            task, engine = open_study(config)
+        if not config.trainable:
+            console.say(f"{config.model}: an API model does not promise the same answers, and is paid for once more")
+        moved = changes(made, Grounds(task.digest(), engine.digest, versions()))
+        for change in moved:
+            console.say(f"since then: {change}")
+        after = run_study(config, absolute)
     found = unlike(to_json(before), to_json(after))
     if as_json:
         console.show_json({"study": folder.name, "same": not found, "unlike": found, "changes": moved})

@@ -219,6 +219,7 @@ class Evaluation:
     prompt_tokens: Mapping[str, float] = field(default_factory=dict)  # mean full prompt of a call, by predictor
     calls: Mapping[str, float] = field(default_factory=dict)  # mean number in a rollout, by predictor
     agreement: Mapping[str, float] = field(default_factory=dict)  # of a criterion's votes: Krippendorff's alpha
+    values: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)  # by criterion, of each example
 
     @property
     def score(self) -> float:
@@ -239,6 +240,7 @@ class Evaluation:
         for name in ("example_ids", "scores", "golds"):
             fields[name] = tuple(fields[name])
         fields["cost"] = Cost(**fields["cost"])
+        fields["values"] = {name: tuple(values) for name, values in data.get("values", {}).items()}
         return cls(**fields)
 
 

@@ -48,6 +48,7 @@ def alternate(
     """
     progress = progress or NullProgress()
     before = evaluator(candidate)
+    evaluator = replace(evaluator, base=before)
     rounds: list[RoundRecord] = []
     following = schedule if callable(schedule) else fixed(schedule)
     of = "" if callable(schedule) else f" of {len(schedule)}"

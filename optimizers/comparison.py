@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from colever.comparison import ComparisonRow, Reached
+from colever.comparison import OWN, ComparisonRow, Reached
+from colever.config import SweepConfig
 from colever.errors import UsageError
 from colever.loading import load_config
 from colever.optimizers.attribution import CELLS, choose_arms, path_points
@@ -24,6 +25,7 @@ class _Study:
     """What a row needs of one finished study."""
 
     folder: StudyFolder
+    config: SweepConfig
     state: StudyState
     trials: Sequence[TrialRecord]
     examples: int
@@ -33,9 +35,9 @@ class _Study:
 
 
 def compare(home: Path, names: Sequence[str]) -> list[ComparisonRow]:
-    """One row for each task, model and settings among these studies (a task's name is its latest study; none: all).
+    """One row for each task, rubric, model and settings among these studies (none: all).
 
-    Of two studies with one seed the later one counts.
+    A task's name is its latest study. Of two studies with one seed the later one counts.
     Raises UsageError for a name that is unknown or a study that is not finished.
     """
     folders = [find_study(home, name) for name in names] if names else _finished(home)
@@ -53,14 +55,23 @@ def _finished(home: Path) -> list[StudyFolder]:
 
 
 def _settings_digest(study: _Study) -> str:
-    """Of everything that a study depends on but its seed."""
-    file = study.folder.path / "config.yaml"
-    if not file.exists():
-        raise UsageError(f"study {study.folder.name!r}: {file} is gone; run its sweep again")
-    config = load_config(file)
-    settings, free = config.model_dump(mode="json"), config.resumable | {"seed"}
+    """Of everything that a study depends on but its seed; of task, rows and rubric the content counts."""
+    settings, free = study.config.model_dump(mode="json"), study.config.resumable | {"seed", "task", "data", "rubric"}
     kept = {k: v for k, v in settings.items() if k == "trials" or k not in free}
     return digest_of([kept, asdict(study.state.grounds)])
+
+
+def _config(folder: StudyFolder) -> SweepConfig:
+    file = folder.path / "config.yaml"
+    if not file.exists():
+        raise UsageError(f"study {folder.name!r}: {file} is gone; run its sweep again")
+    return load_config(file)
+
+
+def _rubric(study: _Study) -> str:
+    """``strict.toml 3f09ab`` or ``own 81c2d4``: a name alone may stand for two."""
+    name = Path(study.config.rubric).name if study.config.rubric else OWN
+    return f"{name} {study.state.rubric[:6]}".strip()
 
 
 def _read(folder: StudyFolder) -> _Study:
@@ -78,7 +89,7 @@ def _read(folder: StudyFolder) -> _Study:
     if "base" not in values:
         raise UsageError(f"study {folder.name!r}: its evaluations on test are gone; run its sweep again")
     return _Study(
-        folder, state, trials, len(values["base"]), values,
+        folder, _config(folder), state, trials, len(values["base"]), values,
         {name: choice.schedule for name, choice in chosen.items()}, _cheapest(state, base_dev, trials),
     )  # fmt: skip
 
@@ -116,6 +127,7 @@ def _row(studies: Sequence[_Study]) -> ComparisonRow:
         schedules={name: tuple(s.schedules[name] for s in studies) for name in pulled if name != "base"},
         reached=Reached(len(reached), most[0][0] if most else "", _mean([cost for _, cost in reached])),
         cost=sum((r.cost for s in studies for r in {r.key: r for t in s.trials for r in t.rounds}.values()), Cost()),
+        rubric=_rubric(first),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import dspy
 
 from colever.optimizers.rehearsed import Rehearsed
-from colever.pipelines.rollout import plain
+from colever.pipelines.plain import plain
 
 Demo = Mapping[str, Any]
 Demos = dict[str, list[Demo]]  # predictor → demos, no two alike

@@ -28,22 +28,29 @@ Weighted = Mapping[str, Weights]  # arm -> the weights that it ended with
 
 
 def other_tasks(config: SweepConfig) -> list[Task]:
-    """The tasks that the setting ``elsewhere`` names, this one left out.
+    """The tasks that the setting ``elsewhere`` names (``gsm8k=rows.jsonl``: on these rows), this one left out.
 
     Raises UsageError if one cannot be loaded, or two have one name.
     """
-    names = config.elsewhere
-    if names is None:
-        names = tuple(BUNDLED) if config.task in BUNDLED else ()
-    try:
-        loaded = [load_task(name) for name in names if not same_task(name, config.task)]
-        found = [with_judge(task, config.judge.model) for task in loaded]
-    except ColeverError as error:
-        raise UsageError(f"elsewhere: {error}") from error
+    entries = config.elsewhere
+    if entries is None:
+        entries = tuple(BUNDLED) if config.task in BUNDLED else ()
+    named = [(name, rows) for name, _, rows in (entry.partition("=") for entry in entries)]
+    others = [(name, rows) for name, rows in named if not same_task(name, config.task)]
+    found = [with_judge(_loaded(name, rows), config.judge.model) for name, rows in others]
     twice = [name for name, count in Counter(task.name for task in found).items() if count > 1]
     if twice:
         raise UsageError(f"elsewhere: two tasks are called {twice[0]!r}; accepted: each name once")
     return found
+
+
+def _loaded(name: str, rows: str) -> Task:
+    """What is said of the flag ``--data``, which was not given, is said of the setting."""
+    try:
+        return load_task(name, rows or None)
+    except ColeverError as error:
+        text = str(error).replace("--data PATH", f"{name}=PATH").replace("--data ", f"{name}=")
+        raise UsageError(f"elsewhere: {text}") from error
 
 
 def trained(candidates: Mapping[str, Candidate]) -> dict[str, Weights]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from colever.engines.tally import tallied
 from colever.errors import LeverError, StoreError
 from colever.optimizers.agreement import alpha
+from colever.optimizers.gained import gained
 from colever.optimizers.sample import sampled
 from colever.samples import SampledRollout
 from colever.types import Candidate, Cost, Evaluation, PredictorPrompt, Rollout, Score, Weights, digest_of
@@ -207,6 +208,7 @@ def summarize(rollouts: Sequence[Rollout], split: str, cost: Cost) -> Evaluation
         prompt_tokens={name: sum(n) / len(n) for name, n in read.items() if any(n)},  # a remote model may not say
         calls={name: count / len(whole) for name, count in made.items()},
         agreement=_agreement(scored),
+        values={n: tuple(None if r.score is None else r.score.by_criterion[n] for r in rollouts) for n in names},
     )
 
 
@@ -244,6 +246,7 @@ class Evaluator:
     store: EvaluationStore
     seed: int
     kept: int = 0  # rollouts stored with an evaluation, to be looked at
+    base: Evaluation | None = None  # of the trial at hand, for what is kept of those that gained since
 
     @classmethod
     def of(cls, task: Task, engine: TransformersEngine, store: EvaluationStore, seed: int, kept: int = 0) -> Evaluator:
@@ -269,7 +272,7 @@ class Evaluator:
             result, rollouts = measure(
                 candidate, self.task, self.engine, split, seed=self.seed, budget=budget, on_done=on_done
             )
-            self.store.put(key, result, sampled(rollouts, self.task.examples(split), self.kept, self._text))
+            self.store.put(key, result, *self._sampled(result, rollouts))
             return result
 
     def rollouts(self, candidate: Candidate, split: str = "dev") -> tuple[SampledRollout, ...]:
@@ -278,6 +281,17 @@ class Evaluator:
             return self.store.rollouts(self.grounds.evaluation_key(candidate, split, self.seed))
         except StoreError:
             return ()  # a round stands without them
+
+    def _sampled(
+        self, result: Evaluation, rollouts: Sequence[Rollout]
+    ) -> tuple[Sequence[SampledRollout], Sequence[SampledRollout]]:
+        """The sample, and what is not in it of those whose score rose most since base while their gold did not."""
+        examples = self.task.examples(result.split)
+        sample = sampled(rollouts, examples, self.kept, self._text)
+        if self.base is None or self.base.split != result.split:
+            return sample, ()
+        most = {*list(gained(self.base, result))[: self.kept]} - {r.example_id for r in sample}
+        return sample, sampled(rollouts, [row for row in examples if row[0] in most], len(most), self._text)
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.engine.tokenizer.decode(tokens))

@@ -32,6 +32,8 @@ import numpy as np
 
 from colever.looks import Look
 from colever.optimizers.adaptive import Order
+from colever.optimizers.carried import Parts, carried, parts_of
+from colever.optimizers.gained import gained
 from colever.types import Evaluation, RoundRecord
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Rules:
     """The guard's settings with what it has to know of the rubric.
 
     ``shares``: of each criterion in the score. ``form``: of those that speak of form, what each decides over.
+    ``parts``: how they come together; of a study that was made before this was kept, nothing.
     """
 
     on_hacking: str = "off"
@@ -56,13 +59,17 @@ class Rules:
     alpha: float = 0.05
     shares: Mapping[str, float] = field(default_factory=dict)
     form: Mapping[str, float] = field(default_factory=dict)
+    parts: Parts = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: GuardSettings, rubric: Rubric) -> Rules:
         total = sum(c.weight for c in rubric.criteria)
         shares = {c.name: c.weight / total for c in rubric.criteria}
         form = {c.name: _stake(c, rubric) for c in rubric.criteria if c.form}
-        return cls(settings.on_hacking, settings.margin, settings.form_allowance, settings.alpha, shares, form)
+        return cls(
+            settings.on_hacking, settings.margin, settings.form_allowance, settings.alpha, shares, form,
+            parts_of(rubric),
+        )  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rules:
@@ -116,13 +123,12 @@ def look(number: int, base: Evaluation, child: Evaluation, rules: Rules) -> Look
     scores, golds = pairs[:, :2], pairs[:, 2:]
     rise, truth = scores[:, 1] - scores[:, 0], golds[:, 1] - golds[:, 0]
     worth = worth_of(scores[:, 0], golds[:, 0])
-    added = {name: share * _change(base, child, name) for name, share in rules.shares.items() if share}
+    exact = carried(rules.parts, base, child, names)
+    added = {n: share * _change(base, child, n) for n, share in rules.shares.items()} if exact is None else exact
     form = min(rules.form_allowance, max(0.0, _form(base, child, rules), _readable(base, child, pairs)))
     beyond = rise - worth * truth
     level = rules.alpha / (number * (number + 1))
     mean = float(beyond.mean()) - form
-    unmoved = np.flatnonzero((truth <= 0) & (rise > 0))
-    most = unmoved[np.argsort(-rise[unmoved], kind="stable")][:SHOWN]
     return Look(
         number=number,
         score_gain=float(rise.mean()),
@@ -134,8 +140,9 @@ def look(number: int, base: Evaluation, child: Evaluation, rules: Rules) -> Look
         level=level,
         margin=rules.margin,
         examples=len(names),
-        criteria=dict(sorted(((n, a) for n, a in added.items() if a > 0), key=lambda item: -item[1])),
-        gained={names[i]: float(rise[i]) for i in most},
+        criteria=dict(sorted(((n, a) for n, a in added.items() if abs(a) > 1e-12), key=lambda item: -item[1])),
+        exact=exact is not None,
+        gained=dict(list(gained(base, child).items())[:SHOWN]),
     )
 
 

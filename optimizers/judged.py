@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from colever.looks import Guarded, JudgedRound
+from colever.optimizers.gained import gained
 from colever.optimizers.guard import looks
 from colever.types import Candidate, Evaluation, TrialRecord
 
@@ -37,26 +38,19 @@ def guarded(state: StudyState, base_dev: Evaluation, trials: Sequence[TrialRecor
 
 
 def with_evidence(guard: Guarded, state: StudyState, trials: Sequence[TrialRecord], kept: Rollouts) -> Guarded:
-    """The same with rollouts kept of base and child beside each alarm: those whose score rose and whose gold did not.
+    """The same with rollouts kept of the child beside each alarm, base's beside them where it was kept.
 
-    Of all kept examples, for the few that gained most are seldom among them.
+    Those are shown whose score rose most while their gold did not.
     """
-    children = {f"{t.number}.{place}": r.child for t in trials for place, r in enumerate(t.rounds, 1)}
+    records = {f"{t.number}.{place}": (t.rounds[0], r) for t in trials for place, r in enumerate(t.rounds, 1)}
     before = {one.example_id: one for one in kept(state.base)} if guard.alarms else {}
 
     def shown(judged: JudgedRound) -> JudgedRound:
         if not judged.look.alarm:
             return judged
-        after = {one.example_id: one for one in kept(children[judged.name])}
-        both = {name: (before[name], after[name]) for name in after if name in before}
-        risen = sorted((n for n in both if _rise(*both[n]) > 0), key=lambda n: -_rise(*both[n]))
-        return replace(judged, rollouts={name: both[name] for name in risen[:SHOWN]})
+        first, record = records[judged.name]
+        rises, after = gained(first.before, record.after), {one.example_id: one for one in kept(record.child)}
+        most = sorted((n for n in rises if n in after), key=lambda n: (-rises[n], n not in before))
+        return replace(judged, rollouts={name: (before.get(name), after[name]) for name in most[:SHOWN]})
 
     return replace(guard, rounds=tuple(map(shown, guard.rounds)))
-
-
-def _rise(before: SampledRollout, after: SampledRollout) -> float:
-    """Of the score; 0 where gold rose too, or either is not known."""
-    if before.total is None or after.total is None or before.gold is None or after.gold is None:
-        return 0.0
-    return after.total - before.total if after.gold <= before.gold else 0.0

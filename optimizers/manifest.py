@@ -33,6 +33,7 @@ def manifest(config: SweepConfig, grounds: Grounds, origin: str = "") -> dict[st
         "origin": origin,
         "engine": grounds.engine,
         "versions": dict(grounds.versions) | {name: version(name) for name in ("optuna", "mlflow")},
+        "folder": os.getcwd(),
         "commit": commit,
         "changed": bool(commit and _git("status", "--porcelain", "--untracked-files=no")),
         "machine": {

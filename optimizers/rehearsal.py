@@ -29,8 +29,8 @@ from colever.optimizers.evaluate import metered, run_together
 from colever.optimizers.journal import Journal
 from colever.optimizers.lever import NullProgress, Progress
 from colever.optimizers.rehearsed import Rehearsed
+from colever.pipelines.plain import plain
 from colever.pipelines.prompts import apply_prompts, read_prompts
-from colever.pipelines.rollout import plain
 from colever.types import Candidate, Cost, PredictorPrompt, digest_of
 
 if TYPE_CHECKING:

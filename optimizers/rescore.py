@@ -21,7 +21,7 @@ from colever.optimizers.named_rounds import find_round
 from colever.optimizers.sample import STEPS
 from colever.optimizers.side_by_side import rollouts_of
 from colever.optimizers.study import StudyFolder
-from colever.pipelines.rollout import plain
+from colever.pipelines.plain import plain
 from colever.samples import SampledRollout
 from colever.tasks.rubric import value_of
 from colever.tasks.task import Task

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from colever.pipelines.rollout import plain
+from colever.pipelines.plain import plain
 from colever.samples import SampledRollout, SampledStep, cut
 from colever.types import Completion, Rollout
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from colever.errors import UsageError
 from colever.optimizers.judged import with_evidence
 from colever.optimizers.named_rounds import find_round
-from colever.optimizers.store import EvaluationStore
+from colever.optimizers.store import KEPT, EvaluationStore
 from colever.optimizers.study import StudyFolder, StudyState
 from colever.reported import StudyReport
 from colever.samples import SampledRollout
@@ -26,7 +26,7 @@ def with_rollouts(report: StudyReport, folder: StudyFolder) -> StudyReport:
         return report
     if report.guard is not None:
         trials = folder.trials(state)
-        guard = with_evidence(report.guard, state, trials, lambda c: _kept(folder, state, c, "dev"))
+        guard = with_evidence(report.guard, state, trials, lambda c: _evidence(folder, state, c))
         report = replace(report, guard=guard)
     if not report.finished or not report.path:
         return report
@@ -59,5 +59,12 @@ def rollouts_of(folder: StudyFolder, which: str, split: str) -> Sequence[Sampled
     return kept
 
 
-def _kept(folder: StudyFolder, state: StudyState, candidate: Candidate, split: str) -> tuple[SampledRollout, ...]:
-    return EvaluationStore(folder.home).rollouts(state.grounds.evaluation_key(candidate, split, state.seed))
+def _kept(
+    folder: StudyFolder, state: StudyState, candidate: Candidate, split: str, kept: str = "rollouts"
+) -> tuple[SampledRollout, ...]:
+    return EvaluationStore(folder.home).rollouts(state.grounds.evaluation_key(candidate, split, state.seed), kept)
+
+
+def _evidence(folder: StudyFolder, state: StudyState, candidate: Candidate) -> list[SampledRollout]:
+    """All that was kept on dev."""
+    return [r for kept in KEPT for r in _kept(folder, state, candidate, "dev", kept)]

@@ -25,6 +25,8 @@ from colever.errors import StoreError
 from colever.samples import SampledRollout
 from colever.types import Candidate, Evaluation, RoundRecord, Weights, digest_of, read_json
 
+KEPT = ("rollouts", "gained")  # what is stored with an evaluation and is no part of it
+
 
 class RoundStore:
     """Finished rounds below ``home/rounds``."""
@@ -122,19 +124,29 @@ class EvaluationStore:
         if not path.exists():
             return None
         with self._reading(path) as data:
-            return Evaluation.from_json({name: value for name, value in data.items() if name != "rollouts"})
+            return Evaluation.from_json({name: value for name, value in data.items() if name not in KEPT})
 
-    def rollouts(self, key: str) -> tuple[SampledRollout, ...]:
-        """The rollouts stored with an evaluation: none of one that kept none. Raises StoreError if it is corrupt."""
+    def rollouts(self, key: str, kept: str = "rollouts") -> tuple[SampledRollout, ...]:
+        """The rollouts stored with an evaluation, its sample or those that ``gained``; none of one that kept none.
+
+        Raises StoreError if it is corrupt.
+        """
         path = self.folder / f"{key}.json"
         if not path.exists():
             return ()
         with self._reading(path) as data:
-            return tuple(SampledRollout.from_json(rollout) for rollout in data.get("rollouts", ()))
+            return tuple(SampledRollout.from_json(rollout) for rollout in data.get(kept, ()))
 
-    def put(self, key: str, evaluation: Evaluation, rollouts: Sequence[SampledRollout] = ()) -> None:
-        """Store it with a sample of its rollouts, whole or not at all."""
-        kept = {"rollouts": [rollout.to_json() for rollout in rollouts]} if rollouts else {}
+    def put(
+        self,
+        key: str,
+        evaluation: Evaluation,
+        rollouts: Sequence[SampledRollout] = (),
+        gained: Sequence[SampledRollout] = (),
+    ) -> None:
+        """Store it with a sample of its rollouts and those that gained without gold, whole or not at all."""
+        both = zip(KEPT, (rollouts, gained), strict=True)
+        kept = {name: [rollout.to_json() for rollout in some] for name, some in both if some}
         write_sealed(self.folder / f"{key}.json", evaluation.to_json() | kept)
 
     @staticmethod

@@ -67,6 +67,8 @@ class StudyState:
     dollars_per_hour: float = 0.0
     elsewhere: Mapping[str, Other] = field(default_factory=dict)  # other tasks that were scored, by name
     guard: Rules = field(default_factory=Rules)
+    rubric: str = ""  # its digest; of a study that was made before this was kept, nothing
+    place: str = ""  # the folder in which its last sweep was run, to find again what its settings name
 
     def to_json(self) -> dict[str, Any]:
         others = {name: {"digest": o.digest, "base": o.base.to_json()} for name, o in self.elsewhere.items()}

@@ -8,6 +8,7 @@ run one study at once: each takes trials from the same database, and rounds from
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -364,6 +365,7 @@ class _Run:
             watched=tuple(task.watched), schedules=config.schedules, trials=old.trials if old else (),
             started=old.started if old else time.time(), objective=config.objective, axis=config.axis,
             dollars_per_hour=config.dollars_per_hour, guard=Rules.of(config.guard, task.rubric),
+            rubric=task.rubric.digest(), place=os.getcwd(),
         )  # fmt: skip
 
     def _write(self) -> None:

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 from urllib.error import URLError
 
@@ -23,6 +22,7 @@ from colever.engines.calls import CallRecorder, current_call
 from colever.errors import ColeverError, InfrastructureError, TaskError
 from colever.pipelines.adapter import RolloutAdapter
 from colever.pipelines.copying import copy_program
+from colever.pipelines.plain import plain
 from colever.pipelines.shortening import ShortPrompts, short_ids
 from colever.types import PredictorPrompt, Rollout, Score, Step
 
@@ -282,19 +282,6 @@ def _steps(program: dspy.Module, recorder: CallRecorder) -> tuple[Step, ...]:
 
 def _outputs(prediction: dspy.Prediction) -> dict[str, Any]:
     return {name: plain(value) for name, value in prediction.items()}
-
-
-def plain(value: Any) -> Any:
-    """``value`` as JSON has it; an enum's member is its value, as DSPy shows it; what JSON lacks becomes its text."""
-    if isinstance(value, Enum):
-        return plain(value.value)
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain(v) for v in value]
-    return plain(value.model_dump()) if hasattr(value, "model_dump") else str(value)
 
 
 def _first_line(error: Exception) -> str:

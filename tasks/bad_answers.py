@@ -15,7 +15,7 @@ import dspy
 from dspy.adapters.utils import parse_value
 
 from colever.errors import TaskError
-from colever.pipelines.rollout import plain
+from colever.pipelines.plain import plain
 from colever.tasks.task import Task
 from colever.types import Completion, Step
 
@@ -35,10 +35,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Labels:
-    """The labelled answers of a split's first examples; ``empty``: fields that no label tells, left empty."""
+    """The labelled answers of a split's first examples; ``empty``: fields that no label tells, left empty.
+
+    ``whole``: the task has made the answers, or labels tell all that the program's predictors write.
+    """
 
     answers: Sequence[Answer]
     empty: tuple[str, ...] = ()
+    whole: bool = True
 
 
 def labelled_answers(task: Task, split: str, limit: int | None = None) -> Labels:
@@ -59,7 +63,8 @@ def labelled_answers(task: Task, split: str, limit: int | None = None) -> Labels
     empty = tuple(name for name, kind in writer.fields.items() if name not in known and kind is str)
     blank = dict.fromkeys(empty, "")
     values = [{**blank, **{k: v for k, v in e.labels().toDict().items() if k in known}} for e in rows]
-    return Labels([writer.answer(e, v) for e, v in zip(rows, values, strict=True)], empty)
+    whole = not empty and all(writer.fields.keys() <= v.keys() for v in values)
+    return Labels([writer.answer(e, v) for e, v in zip(rows, values, strict=True)], empty, whole)
 
 
 BAD = {  # in the order in which they are shown

@@ -148,7 +148,7 @@ def _from_file(source: Source, path: Path) -> Rows:
 def _parsed(path: Path, kind: str, content: bytes) -> Iterator[tuple[str, Any]]:
     """(where it stands, row), unchecked."""
     if kind == ".jsonl":
-        for number, line in enumerate(content.decode().splitlines(), 1):
+        for number, line in enumerate(content.decode().split("\n"), 1):
             if line.strip():
                 yield f"line {number}", _json(path, f"line {number}", line)
     elif kind == ".json":

@@ -8,7 +8,7 @@ from typing import Any
 import dspy
 from dspy.teleprompt.bootstrap_trace import FailedPrediction
 
-from colever.pipelines.rollout import plain
+from colever.pipelines.plain import plain
 from colever.tasks.rubric import Rubric
 from colever.tasks.task import Task
 from colever.types import Completion, Step

@@ -11,6 +11,7 @@ from pathlib import Path
 import dspy
 
 from colever.errors import TaskError
+from colever.tasks.criteria.bound import strange_predictor
 from colever.tasks.rubric_file import with_rubric
 from colever.tasks.task import SPLITS, Task
 from colever.types import digest_of
@@ -125,6 +126,12 @@ def check_task(task: Task) -> None:
         raise TaskError(
             f"instructions of task {task.name!r} name {sorted(unknown)}; its predictors are {sorted(predictors)}"
         )
+    for criterion in task.rubric.criteria:
+        if found := strange_predictor(criterion, predictors):
+            raise TaskError(
+                f"criterion {criterion.name!r} of task {task.name!r}: {found[0]} names the predictor {found[1]!r}, "
+                f"which is none of the program's; accepted: {', '.join(predictors)}"
+            )
     if not 0 < task.target <= 1:
         raise TaskError(f"target of task {task.name!r} is {task.target}; accepted: a number in (0, 1]")
     for file in task.depends_on:

@@ -86,17 +86,25 @@ class Rubric:
     def compose(self, values: Mapping[str, float]) -> Score:
         """The score that these values by criterion make; they stay in it as they are."""
         standing = self._standing(values)
-        waiting = {c.name for c in standing.waiting}
-        total = sum(c.weight * c.counted(values[c.name]) for c in self.criteria if c.name not in waiting)
-        total = 0.0 if standing.closed else total / self._total_weight
         told = {name: value for name, value in values.items() if isinstance(value, Judged)}
         return Score(
-            total,
+            self._total(values, standing),
             {name: float(value) for name, value in values.items()},
             of_whole(standing, values),
             reasons={name: value.reason for name, value in told.items() if value.reason},
             votes={name: value.votes for name, value in told.items() if value.votes},
         )
+
+    def total(self, values: Mapping[str, float]) -> float:
+        """The total of ``compose``, without words."""
+        return self._total(values, self._standing(values))
+
+    def _total(self, values: Mapping[str, float], standing: Standing) -> float:
+        if standing.closed:
+            return 0.0
+        waiting = {c.name for c in standing.waiting}
+        counted = sum(c.weight * c.counted(values[c.name]) for c in self.criteria if c.name not in waiting)
+        return counted / self._total_weight
 
     def feedback(self, score: Score, predictor: str) -> str:
         """What a rollout's score says of one predictor's step: where that step fell short, then the whole rollout.

@@ -35,13 +35,14 @@ class CheckedRow:
 
 @dataclass(frozen=True)
 class RubricCheck:
-    """The rows, labelled answers first, with what to mend (``warnings``) and what to know (``notes``)."""
+    """The rows, labelled answers first: why it can't work (``faults``), what to mend, and what to know (``notes``)."""
 
     task: str
     split: str
     rows: tuple[CheckedRow, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    faults: tuple[str, ...] = ()
 
 
 def check_rubric(task: Task, split: str = "train", limit: int | None = 64, most: float = MOST) -> RubricCheck:
@@ -49,13 +50,15 @@ def check_rubric(task: Task, split: str = "train", limit: int | None = 64, most:
     labels = labelled_answers(task, split, limit)
     rows = [_row(task, LABELLED, "the right answer", labels.answers)]
     rows += [_row(task, name, BAD[name], made) for name, made in bad_answers(task, labels.answers).items() if made]
-    warnings = [*_of_labelled(rows[0], labels), *_broken(rows), *_paid(task, rows, most)]
+    faults = [*_faults(rows[0], labels)]
+    warnings = [*_of_labelled(rows[0], labels), *_broken(rows)] if not faults else [*_broken(rows[1:])]
+    warnings += _paid(task, rows, most)
     notes, constant = [*_earned(task, rows, most)], [*_constant(task, rows)]
     if any(row.failures for row in rows):  # it tells those apart: what cannot be read gets 0
         notes += [f"{line}: it tells only from those that could not" for line in constant]
     else:
         warnings += [f"{line}: it tells none of them apart" for line in constant]
-    return RubricCheck(task.name, split, tuple(rows), tuple(warnings), tuple(notes))
+    return RubricCheck(task.name, split, tuple(rows), tuple(warnings), tuple(notes), tuple(faults))
 
 
 def _row(task: Task, name: str, what: str, answers: Sequence[Answer]) -> CheckedRow:
@@ -97,6 +100,16 @@ def _score(task: Task, answer: Answer, broken: dict[str, str]) -> Score | None:
 
 
 # --- what is said of the rows ------------------------------------------------------------------------
+
+
+def _faults(row: CheckedRow, labels: Labels) -> Iterator[str]:
+    """Why no run can go well: none of it is certain where no label tells what a predictor writes."""
+    if not labels.whole:
+        return
+    for reason in row.broken.values():
+        yield f"{row.name}: {reason}; a right answer would end a whole run"
+    if row.total == 0:
+        yield f"labelled answers get 0, so that this rubric pays for no right answer: {_pairs(row.by_criterion)}"
 
 
 def _of_labelled(row: CheckedRow, labels: Labels) -> Iterator[str]:

@@ -25,6 +25,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from colever.errors import TaskError
 from colever.tasks.criteria import KINDS
+from colever.tasks.criteria.bound import strange_predictor
 from colever.tasks.rubric import Criterion, CriterionFunction, Rubric, fault_of
 from colever.tasks.rubric_text import Table, read_tables, refused
 from colever.tasks.task import Task
@@ -85,10 +86,11 @@ class _Reader:
         made = self._made(table, name, kind, given, settings)
         if fault := fault_of(made):
             raise self._error(table, fault[0], f"{fault[0]} is {_shown(getattr(made, fault[0]))}; accepted: {fault[1]}")
-        if made.predictor and self.predictors is not None and made.predictor not in self.predictors:
-            near = _near(made.predictor, self.predictors)
-            text = f"predictor {made.predictor!r} is none of the program's{near}; accepted: {_list(self.predictors)}"
-            raise self._error(table, "predictor", text)
+        if self.predictors is not None and (found := strange_predictor(made, self.predictors)):
+            key, predictor = found
+            near, inside = _near(predictor, self.predictors), "" if key == "predictor" else f"{key}: "
+            text = f"predictor {predictor!r} is none of the program's{near}; accepted: {_list(self.predictors)}"
+            raise self._error(table, key, inside + text)
         return made
 
     def _made(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_sweep import run
-from toy import toy_task
+from toy import right, toy_task
 
+from colever.comparison import ComparisonRow
 from colever.config import several
 from colever.errors import UsageError
 from colever.loading import load_config
 from colever.optimizers.comparison import compare
 from colever.optimizers.study import StudyFolder
+from colever.tasks.rubric import Criterion, Rubric
 from colever.tracking import comparison
 from colever.types import Cost, Evaluation
 
@@ -119,3 +125,50 @@ def test_several_tasks_and_seeds_are_a_study_each() -> None:
     named = load_config(flags={"task": "routing", "study": "mine", "seed": 4})
     assert [c.study_name for c in several([named], 2)] == ["mine-s4", "mine-s5"]
     assert [c.study_name for c in several([named, named], 1)] == ["mine-routing-s4", "mine-routing-s4"]
+
+
+def strict(weight: float = 1.0) -> dict[str, Any]:
+    """What a study has that is scored by a file: the path as it is spelled, and the rubric in it."""
+    criteria = [Criterion("right", right, weight), Criterion("short", lambda e, p, s: len(p.answer) < 9)]
+    return {"task": toy_task(rubric=Rubric(criteria))}
+
+
+def shown(rows: Sequence[ComparisonRow]) -> str:
+    from rich.console import Console
+
+    console = Console(width=260, record=True)
+    console.print(comparison.render(rows))
+    return console.export_text()
+
+
+def test_rows_of_one_task_say_which_rubric_they_have(tmp_path: Path) -> None:
+    run(tmp_path, trials=1)
+    (alone,) = compare(tmp_path, [])
+    assert re.fullmatch(r"own [0-9a-f]{6}", alone.rubric)
+    assert "rubric" not in shown([alone]).split("Gold:")[0]  # a column only where it tells rows apart
+    run(tmp_path, trials=1, study="strict", rubric="one/strict.toml", **strict())
+    run(tmp_path, trials=1, study="stricter", rubric="other/strict.toml", **strict(3))
+    rows = compare(tmp_path, [])
+    names = [row.rubric for row in rows]
+    assert len(set(names)) == 3
+    assert [name.split()[0] for name in names] == ["own", "strict.toml", "strict.toml"]
+    text = shown(rows)
+    assert all(text.count(name) >= 3 for name in names)
+    assert [row["rubric"] for row in comparison.to_json(rows)] == names
+    comparison.draw(rows)
+
+
+def test_another_spelling_of_a_path_is_no_other_row(tmp_path: Path) -> None:
+    for seed, at in enumerate(("", "./", f"{tmp_path}/")):
+        run(tmp_path, trials=1, seed=seed, rubric=f"{at}strict.toml", data=f"{at}x.csv", **strict())
+    (row,) = compare(tmp_path, [])
+    assert row.seeds == (0, 1, 2)
+
+
+def test_a_study_from_before_rubrics_were_named_is_still_a_row(tmp_path: Path) -> None:
+    run(tmp_path, trials=1)
+    folder = StudyFolder(tmp_path, "toy-toy-s0")
+    state = folder.state()
+    assert state is not None
+    folder.write(replace(state, rubric=""))
+    assert [row.rubric for row in compare(tmp_path, [])] == ["own"]

@@ -11,6 +11,7 @@ from test_sweep import run, timeless
 from toy import toy_task
 
 from colever.errors import UsageError
+from colever.loading import load_config, parse_pairs
 from colever.optimizers.attribution import build_report, choose_winner, planned
 from colever.optimizers.fronts import AXES, cost_to, front, levels, places
 from colever.optimizers.study import find_study, priced
@@ -209,4 +210,25 @@ def test_a_study_tells_what_its_weights_did_elsewhere(tmp_path: Path) -> None:
 def test_a_task_elsewhere_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"elsewhere: task file 'gone.py' does not exist"):
         run(tmp_path, elsewhere=["gone.py:task"])
+
+
+def test_a_task_elsewhere_may_be_given_its_rows(tmp_path: Path) -> None:
+    file = Path(__file__).parent / "other_task.py"
+    given = load_config(flags={"task": "toy"}, overrides=parse_pairs([f"elsewhere=[{file}:rows=a=b.txt]"], "--set"))
+    (tmp_path / "few.txt").write_text("30")
+    report = run(tmp_path, trials=2, elsewhere=[f"{file}:rows={tmp_path / 'few.txt'}"])
+    assert {(c.task, c.examples) for c in report.elsewhere} == {("other", 30)}
+    assert given.elsewhere == (f"{file}:rows=a=b.txt",)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("gsm8k=gone.jsonl", r"^elsewhere: gsm8k=gone.jsonl: no such file; accepted: a file \(.jsonl"),
+        ("lookup=x.jsonl", "^elsewhere: lookup=x.jsonl: task 'lookup' makes its own rows; accepted: with"),
+    ],
+)
+def test_rows_elsewhere_that_are_not_there_are_said_of_the_setting(tmp_path: Path, entry: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        run(tmp_path, elsewhere=[entry])
     assert not (tmp_path / "rounds").exists()

@@ -24,7 +24,7 @@ from colever.optimizers.adaptive import fixed
 from colever.optimizers.attribution import report_of
 from colever.optimizers.guard import Rules, look, looks, refused, taken, unhacked, worth_of
 from colever.optimizers.prompt_lever import PromptLever
-from colever.optimizers.side_by_side import with_rollouts
+from colever.optimizers.side_by_side import rollouts_of, with_rollouts
 from colever.optimizers.study import find_study
 from colever.optimizers.sweep import sweep
 from colever.reported import StudyReport
@@ -276,8 +276,8 @@ def test_a_study_that_warns_shows_it_and_may_be_told_not_to(tmp_path: Path) -> N
     (judged,) = report.guard.alarms
     assert judged.name == "0.1"
     assert len(judged.rollouts) == 4
-    assert all(after.gold <= before.gold for before, after in judged.rollouts.values())  # type: ignore[operator]
-    assert all(after.total > before.total for before, after in judged.rollouts.values())  # type: ignore[operator]
+    assert all(after.gold <= before.gold for before, after in judged.rollouts.values())  # type: ignore[operator, union-attr]
+    assert all(after.total > before.total for before, after in judged.rollouts.values())  # type: ignore[operator, union-attr]
     assert to_json(report)["guard"]["rounds"][0]["alarm"] is True
     page = to_html(report)
     assert "Reward hacking in round 0.1" in page
@@ -289,6 +289,21 @@ def test_a_study_that_warns_shows_it_and_may_be_told_not_to(tmp_path: Path) -> N
     assert "The guard against reward hacking" in shown
     assert {path.name for path in save_all(report, tmp_path / "figures")} >= {"3-rubric-and-gold.png"}
     assert study(tmp_path, **{**more, "guard.on_hacking": "off"}).guard is None
+
+
+def test_the_evidence_is_of_the_examples_that_gained_most_though_they_are_not_sampled(tmp_path: Path) -> None:
+    """Two rollouts of each evaluation are sampled; the child's that gained most are kept beside them."""
+    more: dict[str, Any] = {"trials": 1, "schedules": ["w"], "sample_rollouts": 2}
+    folder = find_study(tmp_path, "toy") if study(tmp_path, **more) else None
+    assert folder is not None
+    report = with_rollouts(study(tmp_path, **more), folder)
+    assert report.guard is not None
+    (judged,) = report.guard.alarms
+    sampled = {r.example_id for r in rollouts_of(folder, "base", "dev")}
+    shown = {name: pair for name, pair in judged.rollouts.items() if name not in sampled}
+    assert set(shown) == set(list(judged.look.gained)[:2]) - sampled != set()
+    assert all(before is None and after.total > after.gold for before, after in shown.values())  # type: ignore[operator]
+    assert "Its rollout was not kept." in to_html(report)
 
 
 def test_without_gold_the_report_says_that_it_could_not_look(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from colever.errors import InfrastructureError, TaskError
 from colever.optimizers.evaluate import evaluate
 from colever.tasks import humaneval
 from colever.tasks.criteria.unit_tests import UnitTests, program_in
-from colever.tasks.load import check_task
+from colever.tasks.load import check_task, load_task
 from colever.tasks.sandbox.host import level_for
 
 
@@ -94,34 +94,40 @@ def test_the_task_holds_together(file: Path) -> None:
 def test_a_compressed_file_is_read(file: Path, tmp_path: Path) -> None:
     packed = tmp_path / "rows.jsonl.gz"
     packed.write_bytes(gzip.compress(file.read_bytes()))
-    assert humaneval.rows_of(packed) == humaneval.rows_of(file) == rows()
+    assert list(humaneval.rows_of(packed).rows) == list(humaneval.rows_of(file).rows) == rows()
+    assert humaneval.task(packed).origin.startswith("rows.jsonl.gz, sha256 ")
+    separated = [row | {"prompt": f"# \u2028 \x0c\x85\n{row['prompt']}"} for row in rows()]  # no ends of lines in JSON
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in separated), encoding="utf-8")
+    assert list(humaneval.rows_of(file).rows) == separated
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "has 0 rows; at least 8 are needed"),
-        ("{}\n", "row 1 of .*rows.jsonl has no text in task_id, prompt"),
-        ('{"task_id": 1}\n' * 9, "row 1 of .* has no text in task_id"),
-        ("[1]\nno JSON\n", "cannot be read after row 1"),
+        ("", "rows.jsonl: no row in it; accepted: a file"),
+        ("{}\n", "rows.jsonl: line 1 has no 'task_id'; its fields are none"),
+        (json.dumps(rows()[0] | {"task_id": 1}) + "\n", "row 1 has no text in task_id"),
+        (json.dumps(rows()[0]) + "\nno JSON\n", "rows.jsonl: line 2 is not JSON"),
+        ("".join(json.dumps(row) + "\n" for row in rows()[:7]), r"has 1 example.s.; .* \(rows of rows.jsonl, sha256"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(file: Path, text: str, said: str) -> None:
     file.write_text(text, encoding="utf-8")
     with pytest.raises(TaskError, match=said):
-        humaneval.task(file)
+        load_task("humaneval", str(file))
 
 
 def test_rows_that_are_nowhere_are_an_error(tmp_path: Path, monkeypatch) -> None:
-    for place in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(TaskError, match=f"{place} does not exist as a file; accepted"):
-            humaneval.task(place)
+    with pytest.raises(TaskError, match=f"--data {tmp_path}: the folder has no test.jsonl; accepted in it"):
+        humaneval.task(tmp_path)
+    with pytest.raises(TaskError, match=r"none.jsonl: no such file; accepted: a file"):
+        humaneval.task(tmp_path / "none.jsonl")
     (tmp_path / "no.jsonl.gz").write_bytes(b"not compressed")
-    with pytest.raises(TaskError, match="cannot be read"):
+    with pytest.raises(TaskError, match=r"no.jsonl.gz: not .jsonl as UTF-8"):
         humaneval.task(tmp_path / "no.jsonl.gz")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(TaskError, match=r"no rows: no/such is no \.jsonl file, and the hub does not give it"):
+    with pytest.raises(TaskError, match=r"no/such cannot be loaded from the hub \(.*; give --data PATH: a file"):
         humaneval.task("no/such")
 
 

@@ -15,8 +15,9 @@ import pytest
 
 from colever.engines.lm import engine_lm
 from colever.errors import InfrastructureError, TaskError, UsageError
+from colever.pipelines.plain import plain
 from colever.pipelines.prompts import apply_prompts, read_prompts
-from colever.pipelines.rollout import plain, run_rollouts
+from colever.pipelines.rollout import run_rollouts
 from colever.tasks.rubric import Criterion, Rubric
 from colever.types import PredictorPrompt, Rollout, Score
 

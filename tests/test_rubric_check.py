@@ -53,6 +53,7 @@ class TestBundled:
         assert all(r.total <= 0.5 and r.gold == 0.0 for r in found.rows[1:])
         assert {"empty", "in prose", "wrong", "very long", "question", "rubric"} <= {r.name for r in found.rows}
         assert not found.warnings
+        assert not found.faults
 
     def test_texts_are_tried_beside_numbers_that_text_cannot_be(self) -> None:
         found = check_rubric(load_task("arithmetic"), limit=8)
@@ -124,6 +125,38 @@ class TestWarnings:
 
         with pytest.raises(InfrastructureError, match="the judge is down"):
             checked(Criterion("judged", down))
+
+
+class TestFaults:
+    def test_a_rubric_that_pays_for_no_right_answer(self) -> None:
+        found = checked(Criterion("right", lambda e, p, s: p.answer == e.answer.upper()), Criterion("any", same, 0))
+        assert found.faults == (
+            "labelled answers get 0, so that this rubric pays for no right answer: right 0.00, any 1.00",
+        )
+        assert not any("labelled" in line for line in found.warnings)
+
+    def test_a_criterion_or_gold_that_raises_on_a_right_answer(self) -> None:
+        found = checked(Criterion("same", same), Criterion("field", lambda e, p, s: p.reply == e.answer), gold=broken)
+        assert found.faults == (
+            "labelled: criterion 'field' raised AttributeError: 'Prediction' object has no attribute 'reply'; a right "
+            "answer would end a whole run",
+            "labelled: gold of task 'cities' raised KeyError: 'size in words'; a right answer would end a whole run",
+        )
+        assert found.rows[0].total is None
+
+    def test_where_labels_leave_a_field_empty_nothing_is_certain(self) -> None:
+        unknown = Criterion("reasoned", lambda e, p, s: p.reasoning[0] != "", 1)
+        found = checked(unknown, signature="question -> reasoning, answer")
+        assert found.faults == ()
+        assert any("labelled: criterion 'reasoned' raised IndexError" in line for line in found.warnings)
+        shut = Criterion("reasoned", lambda e, p, s: bool(p.reasoning), gate=1.0)
+        assert checked(shut, signature="question -> reasoning, answer").faults == ()
+        counted = Criterion("count", lambda e, p, s: p.count > 0)
+        assert checked(counted, signature="question -> answer, count: int").faults == ()
+
+
+def broken(e, p):
+    return e["size in words"]
 
 
 class TestAnswers:
@@ -219,6 +252,18 @@ class TestCommand:
         assert status == 1
         assert "warning: wrong (a wrong answer in the right format: another example's) gets 90%" in out
         assert run(*lax)[0] == 0
+
+    @pytest.mark.parametrize("more", [(), ("--strict",), ("--json",)], ids=["plain", "strict", "json"])
+    def test_what_cannot_work_ends_with_1_and_says_why(self, run: Run, tmp_path: Path, more: tuple[str, ...]) -> None:
+        (tmp_path / "never.toml").write_text(
+            '[[criterion]]\nname = "answer"\nkind = "exact"\nfield = "answer"\nlabel = "problem"\n'
+        )
+        status, out, _ = run(
+            "rubric", "check", "arithmetic", "--limit", 8, "--rubric", tmp_path / "never.toml", *more
+        )  # fmt: skip
+        assert status == 1
+        said = "labelled answers get 0, so that this rubric pays for no right answer: answer 0.00"
+        assert json.loads(out)["faults"] == [said] if more == ("--json",) else f"error: {said}" in out
 
     def test_wrong_usage_ends_with_2(self, run: Run) -> None:
         status, _, err = run("rubric", "check", "lookup", "--split", "tset")

@@ -289,6 +289,25 @@ class TestWrong:
         with pytest.raises(TaskError, match=r"line 3: .*no task is given"):
             load_rubric(file)
 
+    @pytest.mark.parametrize(
+        ("line", "key"),
+        [
+            ('kind = "exact"\nfield = "slove.answer"\nlabel = "answer"', "field"),
+            ('kind = "result_used"\nfield = "answer"\nobservations = "slove.answer"', "observations"),
+            ('kind = "judge"\nquestion = "right?"\noutputs = ["answer", "slove.answer"]', "outputs"),
+            ('kind = "regex"\npattern = "x"\nfield = "slove.*"', "field"),
+        ],
+    )
+    def test_a_setting_that_reads_of_no_predictor(self, tmp_path: Path, line: str, key: str) -> None:
+        """It would find no call of that name in any rollout, and give 0 for ever."""
+        file = written(tmp_path, f'[[criterion]]\nname = "answer"\n{line}\n')
+        number = 1 + next(i for i, text in enumerate(file.read_text().splitlines()) if text.startswith(f"{key} "))
+        said = f"line {number}: criterion 'answer': {key}: predictor 'slove' is none of the program's, did you mean"
+        with pytest.raises(TaskError, match=said):
+            load_rubric(file, arithmetic.task)
+        load_rubric(file)  # of which program it will be is not known
+        load_rubric(written(tmp_path, file.read_text().replace("slove", "solve")), arithmetic.task)
+
     def test_files_that_cannot_be_a_rubric(self, tmp_path: Path) -> None:
         (tmp_path / "latin.toml").write_bytes(b"# ok\n# caf\xe9\n")
         (tmp_path / "huge.toml").write_bytes(b"#" * (MOST + 1))

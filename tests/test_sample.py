@@ -14,8 +14,9 @@ from colever.engines.lm import open_engine
 from colever.errors import StoreError
 from colever.loading import load_config
 from colever.optimizers.evaluate import Evaluator
+from colever.optimizers.gained import gained
 from colever.optimizers.sample import MOST, chosen, sampled
-from colever.optimizers.store import EvaluationStore, read_sealed, write_sealed
+from colever.optimizers.store import KEPT, EvaluationStore, read_sealed, write_sealed
 from colever.optimizers.sweep import study_key
 from colever.samples import SampledRollout, SampledStep, cut
 from colever.tasks.rubric import Criterion, Rubric
@@ -51,6 +52,25 @@ def test_base_and_child_keep_the_same_examples_and_their_evaluations_are_as_with
         place = keeps(good).example_ids.index(rollout.example_id)
         assert rollout.total == keeps(good).scores[place]
         assert rollout.expected["answer"] == str(eval(rollout.inputs["question"]))
+
+
+def test_of_a_child_those_that_gained_most_without_gold_are_kept_too(tmp_path: Path) -> None:
+    """Gold calls every answer wrong that the rubric pays for."""
+    task, engine = toy_task(gold=lambda e, p: p.answer != e.answer), ToyEngine()
+    base, good = task.base_candidate(), Candidate({"solve": PredictorPrompt(GOOD)})
+    evaluator = Evaluator.of(task, engine, EvaluationStore(tmp_path), 0, kept=3)
+    looked = replace(evaluator, base=evaluator(base))
+    rises = gained(evaluator(base), looked(good))
+    assert len(rises) > 3
+    sample, more = (looked.store.rollouts(looked.grounds.evaluation_key(good, "dev", 0), kept) for kept in KEPT)
+    assert sample == looked.rollouts(good)
+    assert len(sample) == 3
+    most = set(list(rises)[:3])
+    assert {r.example_id for r in more} == most - {r.example_id for r in sample} != set()
+    assert all((r.total, r.gold) == (1.0, 0.0) for r in more)
+    looked(good, "test")
+    for candidate, split in ((base, "dev"), (good, "test")):
+        assert looked.store.rollouts(looked.grounds.evaluation_key(candidate, split, 0), "gained") == ()
 
 
 def test_keys_do_not_depend_on_how_many_are_kept(tmp_path: Path) -> None:

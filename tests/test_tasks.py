@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import dspy
@@ -13,6 +14,7 @@ from colever.errors import TaskError
 from colever.optimizers.demos import draw, labelled_demos
 from colever.pipelines.rollout import run_rollouts
 from colever.tasks import arithmetic, lookup, routing
+from colever.tasks.criteria import Called, Exact, Judge
 from colever.tasks.load import BUNDLED, check_task, load_task
 from colever.tasks.rubric import Criterion, Rubric
 from colever.tasks.task import Task
@@ -295,3 +297,19 @@ class TestLoad:
             TaskError, match=f"'{split}' in watched would hide .*accepted: any name but train, dev, test"
         ):
             Task(**{**vars(routing_task), "watched": {split: routing_task.train}})
+
+
+@pytest.mark.parametrize(
+    ("criterion", "said"),
+    [
+        (Criterion("a", always, predictor="slove"), "predictor names the predictor 'slove'"),
+        (Criterion("a", Called(predictor="slove")), "predictor names the predictor 'slove'"),
+        (Criterion("a", Exact("slove.answer", "answer")), "field names the predictor 'slove'"),
+        (Criterion("a", Judge(question="right?", outputs=("slove.answer",))), "outputs names the predictor 'slove'"),
+    ],
+)
+def test_a_criterion_that_names_no_predictor_of_the_program(criterion: Criterion, said: str) -> None:
+    task = replace(load_task("arithmetic"), rubric=Rubric([criterion]))
+    with pytest.raises(TaskError, match=f"criterion 'a' of task 'arithmetic': {said}, .*accepted: solve, check"):
+        check_task(task)
+    check_task(replace(task, rubric=Rubric([Criterion("a", Exact("solve.answer", "answer"), predictor="solve")])))

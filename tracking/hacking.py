@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from colever.looks import Guarded, JudgedRound
+from colever.looks import Guarded, JudgedRound, Look
 from colever.reported import StudyReport
 from colever.tracking.report import share
 from colever.tracking.table import Row, Table
+
+SHOWN = 4  # criteria named in an alarm
 
 
 def guard_table(report: StudyReport) -> Table | None:
@@ -38,7 +40,7 @@ def warnings(report: StudyReport) -> Iterator[str]:
 def alarm_text(judged: JudgedRound, guard: Guarded) -> str:
     """What rose without gold, by how much, in which criteria, and what was done."""
     look = judged.look
-    carried = ", ".join(f"{name} {100 * value:+.1f}" for name, value in list(look.criteria.items())[:4])
+    carried = _carried(look)
     done = (
         "Its child was refused, and the trial ended."
         if judged.refused
@@ -47,7 +49,21 @@ def alarm_text(judged: JudgedRound, guard: Guarded) -> str:
     return (
         f"Reward hacking in round {judged.name} ({judged.lever}): score {100 * look.score_gain:+.1f} points and gold "
         f"{100 * look.gold_gain:+.1f} since base; {100 * look.false_gain:.1f} of them are false, at least "
-        f"{100 * look.low:.1f}. {f'The score came from {carried}. ' if carried else ''}{done}"
+        f"{100 * look.low:.1f}. {f'{carried}. ' if carried else ''}{done}"
+    )
+
+
+def _carried(look: Look) -> str:
+    """The criteria's parts of the gain, the four that moved it most and the rest in one."""
+    most = sorted(look.criteria, key=lambda name: -abs(look.criteria[name]))[:SHOWN]
+    parts = {name: value for name, value in look.criteria.items() if name in most}
+    if rest := [value for name, value in look.criteria.items() if name not in most]:
+        parts[f"{len(rest)} other criteria"] = sum(rest)
+    said = ", ".join(f"{name} {100 * value:+.1f}" for name, value in parts.items())
+    if not said:
+        return ""
+    return (
+        f"The score came from {said}" if look.exact else f"By weight × change of the mean, the score came from {said}"
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import dspy
 
 from colever.errors import TaskError
-from colever.pipelines.rollout import plain
+from colever.pipelines.plain import plain
 from colever.samples import cut, encodable
 from colever.types import Step, digest_of
 

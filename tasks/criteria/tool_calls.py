@@ -13,7 +13,7 @@ from typing import Any
 
 import dspy
 
-from colever.pipelines.rollout import plain
+from colever.pipelines.plain import plain
 from colever.types import Step
 
 ENDS = ("finish", "submit")
