@@ -13,6 +13,7 @@ from colever import console
 from colever.errors import ColeverError, UsageError
 from colever.rubric_commands import DataOption, RubricOption, rescore_command, rubric_app
 from colever.seed_commands import seed_app
+from colever.ship.commands import export_command, serve_command
 from colever.shown import (
     show_comparison,
     show_evaluation,
@@ -40,6 +41,8 @@ app = typer.Typer(
 app.add_typer(seed_app, name="seed")
 app.add_typer(rubric_app, name="rubric")
 app.command("rescore", epilog="Example: colever rescore arithmetic 2.1 --rubric strict.toml")(rescore_command)
+app.command("export", epilog="Example: colever export arithmetic shipped")(export_command)
+app.command("serve", epilog="Example: colever serve shipped --port 8000")(serve_command)
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, my_task.py:task, or verifiers:ID.")]
 ModelOption = Annotated[

@@ -157,7 +157,7 @@ class _Run:
             if line := space.left_out(config):
                 self._note(line)
             if not self.state.trials and (alone or self._manifest() is None):  # it goes on: its first command made it
-                self.folder.write_manifest(manifest(config, self.evaluator.grounds, task.origin))
+                self.folder.write_manifest(manifest(config, self.evaluator.grounds, task))
             self.folder.write(self.state)
             plan = f"{config.trials} trials: {'; '.join(space.schedules(config)[: config.trials])}"
             splits = [task.described(name) for name in ("train", "dev", "test", *task.watched)]
