@@ -96,7 +96,7 @@ def evaluate_command(
     model: ModelOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N examples.")] = None,
     candidate: Annotated[
-        Path | None, typer.Option("--candidate", help="A candidate's JSON; default: the base.")
+        Path | None, typer.Option("--candidate", help="A candidate's JSON, or a bundle; default: the base.")
     ] = None,
     seed: SeedOption = None,
     settings: SetOption = None,
@@ -159,6 +159,9 @@ def sweep(
     data: DataOption = None,
     rubric: RubricOption = None,
     model: ModelOption = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="DIR", help="Start from an exported candidate.")
+    ] = None,
     study: StudyOption = None,
     seed: SeedOption = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on: a study each.")] = 1,
@@ -182,7 +185,7 @@ def sweep(
 
     def resolved(name: str) -> SweepConfig:
         flags: dict[str, Any] = {"task": name, "data": data, "rubric": rubric, "model": model}
-        flags |= {"study": study, "seed": seed, "trials": trials}
+        flags |= {"start": start, "study": study, "seed": seed, "trials": trials}
         return _config(config, settings, budget, prompt_model, on_hacking, **flags)
 
     configs = several([resolved(name) for name in (BUNDLED if task == "all" else [task])], seeds)
@@ -358,6 +361,10 @@ def _read_candidate(path: Path) -> Any:
     from colever.types import Candidate, read_json
 
     try:
+        if path.is_dir():
+            from colever.ship.opened import open_bundle
+
+            return open_bundle(path).candidate
         return Candidate.from_json(read_json(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"--candidate {path}: not a candidate's JSON: {error}") from error

@@ -31,7 +31,7 @@ _PLAIN = Criterion("plain", lambda example, prediction, steps: 0.0)
 class RubricData:
     """``text`` in YAML; ``code``: by criterion that is named and not described, the digest of its code.
 
-    ``files``: Python files that ``text`` names as ``code/NAME.py``.
+    ``files``: Python files that ``text`` names as ``task_code/NAME.py``.
     """
 
     text: str
@@ -72,7 +72,7 @@ def _of_file(file: Path) -> tuple[list[dict[str, Any]], list[Path]]:
         module, _, name = str(table.get("check", "")).rpartition(":")
         if table.get("kind") == "python" and module.endswith(".py"):
             files.append((file.parent / module).resolve())
-            table["check"] = f"code/{files[-1].name}:{name}"
+            table["check"] = f"task_code/{files[-1].name}:{name}"
     return tables, files
 
 

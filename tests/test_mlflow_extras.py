@@ -202,9 +202,9 @@ def runs_in(home: Path, name: str) -> list[Run]:  # noqa: F811
 def test_what_is_no_winner_is_said_and_a_task_that_comes_with_it_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"has no manifest.json"):
         served._load_pyfunc(str(tmp_path))
-    (tmp_path / "code").mkdir()
-    (tmp_path / "code" / "evil.py").write_text("raise SystemExit")
-    for task in (f"{tmp_path}/code/evil.py:task", "code/evil.py:task"):
+    (tmp_path / "task_code").mkdir()
+    (tmp_path / "task_code" / "evil.py").write_text("raise SystemExit")
+    for task in (f"{tmp_path}/task_code/evil.py:task", "task_code/evil.py:task"):
         write_bundle(tmp_path, task=task)
         with pytest.raises(TaskError, match="brings its own task file"):
             served._load_pyfunc(str(tmp_path)).predict([{"problem": "1 + 1"}])

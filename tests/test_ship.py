@@ -92,9 +92,9 @@ def test_a_merged_one_is_a_whole_checkpoint_and_scores_the_same(studied: Path, t
 
 def test_a_task_file_is_carried_and_runs_for_those_who_trust_it(studied: Path, tmp_path: Path) -> None:
     export(studied, "full", tmp_path / "out")
-    with pytest.raises(TaskError, match=r"brings its own task file code/small_sums.py, .* trust_code=True"):
+    with pytest.raises(TaskError, match=r"brings its own task file task_code/small_sums.py, .* trust_code=True"):
         colever.load(tmp_path / "out")
-    assert (tmp_path / "out" / "code" / "small_sums.py").is_file()
+    assert (tmp_path / "out" / "task_code" / "small_sums.py").is_file()
 
 
 def test_the_command_says_what_it_wrote_and_refuses_a_folder_that_holds_something(
@@ -131,7 +131,7 @@ def test_a_rubric_file_goes_along_as_data(tmp_path: Path) -> None:
     config = SweepConfig(task=task, study="r", rubric=str(rubric), trials=1, schedules=("w",), weights=settings)
     run_study(config, tmp_path)
     export(tmp_path, "r:base", tmp_path / "out")
-    assert (tmp_path / "out" / "code" / "own.py").is_file()
+    assert (tmp_path / "out" / "task_code" / "own.py").is_file()
     program = colever.load(tmp_path / "out", trust_code=True)
     found = program.evaluate("test", limit=8)
     assert list(found.by_criterion) == ["right", "mine", "other"]
@@ -214,3 +214,31 @@ def test_it_takes_its_inputs_and_no_others(tmp_path: Path) -> None:
     dspy_lm = dspy.LM("openai/nobody", api_key="none", api_base="http://127.0.0.1:9")
     with dspy.context(lm=dspy_lm):  # it has its own
         assert program(problem="1 + 1").answer is not None
+
+
+def test_a_study_goes_on_from_a_bundle(studied: Path, tmp_path: Path, run: Any) -> None:
+    task = sum_task(tmp_path / "tasks")
+    export(studied, "lora:0.1", tmp_path / "out")
+    small = ["--set", "weights.updates=1", "--set", "weights.examples_per_update=4", "--set", "weights.group_size=4"]
+    flags = ["--trials", "1", "--set", "schedules=[w]", *small, "--home", tmp_path / "home", "--json"]
+    status, out, err = run("sweep", task, "--from", tmp_path / "out", *flags)
+    assert status == 0, err
+    assert json.loads(out)["study"] == "small_sums-task-from-out-seed-s0"
+    expected = before(studied, "lora")
+    assert json.loads(out)["table"]["base"]["score"] == pytest.approx(expected.score)
+    (tmp_path / "out").rename(tmp_path / "moved")  # its weights were copied
+    status, _, err = run(
+        "export", "small_sums-task-from-out-seed-s0:base", tmp_path / "again", "--home", tmp_path / "home"
+    )
+    assert status == 0, err
+    assert open_bundle(tmp_path / "again").candidate.digest == open_bundle(tmp_path / "moved").candidate.digest
+    status, out, err = run("eval", task, "--split", "test", "--candidate", tmp_path / "moved", "--json")
+    assert (status, json.loads(out)["score"]["value"]) == (0, pytest.approx(expected.score)), err
+    status, _, err = run("sweep", "lookup", "--from", tmp_path / "moved", *flags)
+    assert (status, "are not in both bundle and task 'lookup'" in " ".join(err.split())) == (2, True)
+    (tmp_path / "moved").rename(tmp_path / "out")
+    write_bundle(tmp_path / "out2")
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "out2").rename(tmp_path / "out")
+    status, _, err = run("sweep", task, "--from", tmp_path / "out", *flags)
+    assert (status, "began with another candidate" in " ".join(err.split())) == (2, True)

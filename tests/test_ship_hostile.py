@@ -152,7 +152,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a missing file": (lambda folder: (folder / "program.json").unlink(), "is missing"),
     "a file more": (written("serve.py", "boom", listed=False), "is not in manifest.json"),
     "a file more, listed": (written("weights/pytorch_model.bin", "boom"), "is no file of a bundle"),
-    "a compiled file": (written("code/a.pyc", "boom"), "is no file of a bundle"),
+    "a compiled file": (written("task_code/a.pyc", "boom"), "is no file of a bundle"),
     "a hidden file": (written(".ssh", "boom"), "is no file of a bundle"),
     "a path above": (listing("../../outside.json"), "is no file of a bundle"),
     "an absolute path": (listing("/etc/passwd"), "is no file of a bundle"),
@@ -230,7 +230,8 @@ EVIL = "from pathlib import Path\nPath({file!r}).touch()\n"
 
 def test_no_code_runs_but_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "evil.py").write_text(EVIL.format(file=str(tmp_path / "ran")))
-    (tmp_path / "code").mkdir()
+    (tmp_path / "banking77-evil.py").write_text(EVIL.format(file=str(tmp_path / "ran")))
+    (tmp_path / "task_code").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     names = {
@@ -241,10 +242,11 @@ def test_no_code_runs_but_what_is_installed(tmp_path: Path, monkeypatch: pytest.
         "no_such_package:task": "is not installed",
         f"{tmp_path}/evil.py:task": "is not one that a bundle may name",
         "evil.py:task": "is not installed",
-        "code/../../evil.py:task": "is not one that a bundle may name",
-        "code/evil.py:task": "is not one that a bundle may name",
+        "task_code/../../evil.py:task": "is not one that a bundle may name",
+        "task_code/evil.py:task": "is not one that a bundle may name",
         "verifiers:evil": "runs what that set brings",
         "": "is not one that a bundle may name",
+        "banking77-evil.py": "is not one that a bundle may name",
     }
     for place, (name, said) in enumerate(names.items()):
         folder = write_bundle(tmp_path / f"b{place}", task=name)
@@ -255,9 +257,9 @@ def test_no_code_runs_but_what_is_installed(tmp_path: Path, monkeypatch: pytest.
 
 def test_carried_code_runs_for_those_who_trust_it_and_for_no_others(tmp_path: Path) -> None:
     folder = tmp_path / "b"
-    (folder / "code").mkdir(parents=True)
-    (folder / "code" / "evil.py").write_text(EVIL.format(file=str(tmp_path / "ran")))
-    write_bundle(folder, task="code/evil.py:task")
+    (folder / "task_code").mkdir(parents=True)
+    (folder / "task_code" / "evil.py").write_text(EVIL.format(file=str(tmp_path / "ran")))
+    write_bundle(folder, task="task_code/evil.py:task")
     with pytest.raises(TaskError, match="trust_code=True"):
         colever.load(folder)
     assert not (tmp_path / "ran").exists()
@@ -313,7 +315,12 @@ def test_no_random_damage_gets_through_as_another_error(bundle: Path) -> None:
 
 
 def test_paths_and_json_that_are_fine_are_taken(tmp_path: Path) -> None:
-    for path in ("manifest.json", "weights/a/adapter_model.safetensors", "model/config.json", "code/pkg/__init__.py"):
+    for path in (
+        "manifest.json",
+        "weights/a/adapter_model.safetensors",
+        "model/config.json",
+        "task_code/pkg/__init__.py",
+    ):
         assert accepted(path), path
     assert parse_json(b'{"a": "[[[[\\"[{", "b": [1.5, null]}') == {"a": '[[[["[{', "b": [1.5, None]}
     save_file({"a": torch.zeros(3, 5), "b": torch.ones(0)}, str(tmp_path / "a.safetensors"), metadata={"format": "pt"})

@@ -1,12 +1,14 @@
 """What a bundle holds, file by file, and its manifest as it must be. Knows names and types; reads nothing.
 
-manifest.json   this file's ``Manifest``: what made it, references, and every other file's size and digest
-program.json    instructions and demos by predictor
-rubric.yaml     the rubric as ``--rubric`` reads it
-weights/        a LoRA adapter, one for each predictor, or a full set; not there where no weights were trained
-model/          a whole checkpoint in their place (``--merge``)
-code/           a task file of the user's own and what it imports from beside it
-report.json, report.html, serve.py
+    manifest.json   this file's ``Manifest``: what made it, references, and every other file's size and digest
+    program.json    instructions and demos by predictor
+    rubric.yaml     the rubric as ``--rubric`` reads it
+    weights/        a LoRA adapter, one for each predictor, or a full set; not there where no weights were trained
+    model/          a whole checkpoint in their place (``--merge``)
+    task_code/      a task file of the user's own and what it imports from beside it
+    report.json, report.html, serve.py
+
+Everything else that a folder holds makes it no bundle.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from colever.types import PredictorPrompt
 
 FORMAT: Literal["colever-bundle/1"] = "colever-bundle/1"
 MANIFEST, PROGRAM, RUBRIC = "manifest.json", "program.json", "rubric.yaml"
-WEIGHTS, MODEL, CODE = "weights", "model", "code"
+WEIGHTS, MODEL, CODE = "weights", "model", "task_code"  # code/ would hide a module of Python from serve.py
 LONGEST_PATH = 200
 _PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*){0,7}")
 _FLAT = re.compile(r"(manifest|program|report)\.json|rubric\.yaml|report\.html|serve\.py")
@@ -45,7 +47,7 @@ class ListedFile(Strict):
 
 
 class TaskReference(Strict):
-    """A task by name (``arithmetic``), in an installed package (``package.module:attr``) or in ``code/x.py:attr``.
+    """A task by name (``arithmetic``), in an installed package (``package.module:attr``) or in ``task_code/x.py:attr``.
 
     ``data`` names the rows, where the task was handed some. ``inputs`` are the fields that the program takes.
     """

@@ -121,6 +121,8 @@ def engine_of(bundle: Bundle, model: str | Path | None = None, *, own: bool = Fa
     made = open_policy(source, RemoteSettings(), **{**said.engine.model_dump(), **options})
     if bundle.checkpoint is None and said.digest and model_digest(source) != said.digest:
         raise StoreError(f"model {source} is not the one that the candidate was made on: its files' digest is another")
+    if hasattr(made, "gather_whole"):
+        made.gather_whole()
     return made
 
 

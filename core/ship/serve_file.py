@@ -12,7 +12,7 @@ from colever.ship.server import Limits, serve
 parser = argparse.ArgumentParser()
 parser.add_argument("--host", default="127.0.0.1")
 parser.add_argument("--port", type=int, default=8000)
-parser.add_argument("--trust-code", action="store_true", help="let the task file in code/ run")
+parser.add_argument("--trust-code", action="store_true", help="let the task file in task_code/ run")
 given = parser.parse_args()
 serve(
     Path(__file__).parent,

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import hmac
 import ipaddress
+import math
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -245,7 +246,10 @@ def serve(
     running = Running(folder, say=say, **options)
     server = Server(running, limits or Limits(), token, answer)
     app = server.app(["localhost", "127.0.0.1", "[::1]", host] if local else None)
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=math.ceil(server.limits.seconds) + 5,
+    )  # fmt: skip
     say(f"serving {running.folder} ({running.name}) on http://{host}:{port}; SIGHUP or POST /reload reads it again")
     uvicorn.Server(config).run()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import re
 import shutil
 import sysconfig
 import tempfile
@@ -74,7 +75,7 @@ def task_of(bundle: Bundle, data: str | None = None, trust_code: bool = False, o
     """
     name, said = bundle.manifest.task.name, bundle.manifest.task
     data = data or (said.data if own else None)
-    if name in BUNDLED | LONG | PUBLISHED or name.startswith("banking77-"):
+    if name in BUNDLED | LONG | PUBLISHED or re.fullmatch(r"banking77-[0-9]{1,2}", name):
         return load_task(name, data)
     file, _, attribute = name.partition(":")
     if file.startswith(f"{CODE}/") and file in bundle.manifest.files:

@@ -75,7 +75,7 @@ def write_program(candidate: Candidate, folder: Path) -> None:
 
 
 def write_rubric(text: str, files: Sequence[Path], folder: Path) -> None:
-    """``rubric.yaml``, and what it names as ``code/NAME.py``. Raises OSError, TaskError."""
+    """``rubric.yaml``, and what it names as ``task_code/NAME.py``. Raises OSError, TaskError."""
     (folder / RUBRIC).write_text(text, encoding="utf-8")
     for file in files:
         to = folder / CODE / file.name
