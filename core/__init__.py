@@ -19,6 +19,7 @@ _PUBLIC = {
     "TransformersEngine": "colever.engines.transformers",
     "WeightTeleprompter": "colever.optimizers.teleprompter",
     "engine_lm": "colever.optimizers.provider",
+    "load": "colever.ship.program",
     "load_task": "colever.tasks.load",
     "run_rollouts": "colever.pipelines.rollout",
     "seed_lm": "colever.optimizers.provider",

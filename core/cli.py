@@ -13,6 +13,7 @@ from colever import console
 from colever.errors import ColeverError, UsageError
 from colever.rubric_commands import DataOption, RubricOption, rescore_command, rubric_app
 from colever.seed_commands import seed_app
+from colever.ship.commands import export_command, serve_command
 from colever.shown import (
     show_comparison,
     show_evaluation,
@@ -42,6 +43,8 @@ app.add_typer(seed_app, name="seed")
 rubric_app.command("tune", epilog="Example: colever rubric tune arithmetic --trials 8 --out tuned.yaml")(rubric_tune)
 app.add_typer(rubric_app, name="rubric")
 app.command("rescore", epilog="Example: colever rescore arithmetic 2.1 --rubric strict.toml")(rescore_command)
+app.command("export", epilog="Example: colever export arithmetic shipped")(export_command)
+app.command("serve", epilog="Example: colever serve shipped --port 8000")(serve_command)
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, my_task.py:task, or verifiers:ID.")]
 ModelOption = Annotated[
@@ -95,7 +98,7 @@ def evaluate_command(
     model: ModelOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N examples.")] = None,
     candidate: Annotated[
-        Path | None, typer.Option("--candidate", help="A candidate's JSON; default: the base.")
+        Path | None, typer.Option("--candidate", help="A candidate's JSON, or a bundle; default: the base.")
     ] = None,
     seed: SeedOption = None,
     settings: SetOption = None,
@@ -158,6 +161,9 @@ def sweep(
     data: DataOption = None,
     rubric: RubricOption = None,
     model: ModelOption = None,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="DIR", help="Start from an exported candidate.")
+    ] = None,
     study: StudyOption = None,
     seed: SeedOption = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on: a study each.")] = 1,
@@ -181,7 +187,7 @@ def sweep(
 
     def resolved(name: str) -> SweepConfig:
         flags: dict[str, Any] = {"task": name, "data": data, "rubric": rubric, "model": model}
-        flags |= {"study": study, "seed": seed, "trials": trials}
+        flags |= {"start": start, "study": study, "seed": seed, "trials": trials}
         return _config(config, settings, budget, prompt_model, on_hacking, **flags)
 
     configs = several([resolved(name) for name in (BUNDLED if task == "all" else [task])], seeds)
@@ -357,6 +363,10 @@ def _read_candidate(path: Path) -> Any:
     from colever.types import Candidate, read_json
 
     try:
+        if path.is_dir():
+            from colever.ship.opened import open_bundle
+
+            return open_bundle(path).candidate
         return Candidate.from_json(read_json(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"--candidate {path}: not a candidate's JSON: {error}") from error

@@ -207,6 +207,7 @@ class SweepConfig(Settings):
         "seed", "seed, a checkpoint folder, a hub name, or a model behind an API: api:openai/gpt-5-mini"
     )
     rubric: str | None = _setting(None, "a TOML or YAML file in the place of the task's rubric; see docs/rubrics.md")
+    start: str | None = _setting(None, "a bundle that all trials start from, see docs/ship.md; unset: the task's own")
     study: str | None = _setting(None, "its name; unset: TASK-MODEL-sSEED", pattern=r"^\w[\w.-]*$")
     seed: int = _setting(0, "of everything random", ge=0)
     trials: int = _setting(4, "the first schedules, then searched ones", ge=1)
@@ -317,7 +318,8 @@ class SweepConfig(Settings):
     def study_name(self) -> str:
         """The given name, or one made of task, rubric, model and seed."""
         rubric = [_slug(self.rubric).rpartition(".")[0] or _slug(self.rubric)] if self.rubric else []
-        return self.study or "-".join([_slug(self.task), *rubric, _slug(self.model), f"s{self.seed}"])
+        start = [f"from-{_slug(self.start)}"] if self.start else []
+        return self.study or "-".join([_slug(self.task), *rubric, *start, _slug(self.model), f"s{self.seed}"])
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML that ``load_config`` reads back."""

@@ -1,41 +1,26 @@
 """A study's winner as something to call: ``mlflow.pyfunc.load_model("models:/arithmetic/1").predict([{…}])``.
 
-MLflow loads it by this module's name (``_load_pyfunc``), from JSON and safetensors: nothing is unpickled. The task is
-loaded by its name as everywhere; a task file, and the rows of ``--data``, must be there where the study had them. Knows
-tasks and engines; no MLflow.
+MLflow loads it by this module's name (``_load_pyfunc``), from a bundle of JSON and safetensors: nothing is unpickled.
+The task is loaded by its name as everywhere; a task file, and the rows of ``--data``, must be there where the study had
+them. Knows bundles, tasks and engines; no MLflow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from colever.errors import StoreError
-from colever.types import Candidate, Score, read_json
+from colever.ship.opened import open_bundle
+from colever.types import Score
 
 
 class ServedProgram:
     """The task's program with the winner's prompts, on its model with the winner's weights."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
-        try:
-            data = read_json(self.folder / "winner.json")
-            self.name, self.model, self.engine_settings = data["task"], data["model"], dict(data["engine"])
-            self.data = data.get("data")
-            self.candidate = Candidate.from_json(data["candidate"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{self.folder} holds no winner of a study: {error}") from error
-        if self.folder in Path(self.name.partition(":")[0]).resolve().parents:
-            raise StoreError(f"{self.folder} brings its own task file, which is not run: put it elsewhere and load it")
-        weights = self.candidate.weights
-        if weights.path is not None:
-            path = self.folder / weights.path  # stays as it is where it is absolute
-            if not path.is_dir():
-                raise StoreError(f"the winner's weights were too large to be copied, and {path} is gone")
-            self.candidate = replace(self.candidate, weights=replace(weights, path=str(path)))
+        self.bundle = open_bundle(folder, own=True)
+        self.folder, self.candidate = self.bundle.folder, self.bundle.candidate
         self._opened: tuple[Any, Any] | None = None
 
     def predict(self, rows: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -57,12 +42,10 @@ class ServedProgram:
 
     def _open(self) -> tuple[Any, Any]:
         if self._opened is None:
-            from colever.config import RemoteSettings
-            from colever.engines.lm import open_policy
-            from colever.tasks.load import load_task
+            from colever.ship.program import engine_of
+            from colever.ship.tasks import task_of
 
-            task = load_task(self.name, self.data)
-            self._opened = task, open_policy(self.model, RemoteSettings(), **self.engine_settings)
+            self._opened = task_of(self.bundle, own=True), engine_of(self.bundle, own=True)
         return self._opened
 
 

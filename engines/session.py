@@ -106,12 +106,15 @@ class Gatherer:
     """Batches calls that belong to no session: the first caller waits a moment, then runs all that came.
 
     While a batch runs the next one goes on filling, so that many threads make few batches. ``settle``: the moment
-    lasts until nobody came during ``seconds``.
+    lasts until nobody came during ``seconds``. ``rejoin``: so it does once more when the batch before has ended, whose
+    callers ask again at once; else callers that were once apart stay two halves that take turns.
     """
 
-    def __init__(self, complete: Complete, seconds: float = 0.002, *, settle: bool = False) -> None:
+    def __init__(
+        self, complete: Complete, seconds: float = 0.002, *, settle: bool = False, rejoin: bool = False
+    ) -> None:
         self._complete = complete
-        self._seconds, self._settle = seconds, settle
+        self._seconds, self._settle, self._rejoin = seconds, settle, rejoin
         self._lock = threading.Lock()
         self._running = threading.Lock()
         self._slots: list[_Slot] = []
@@ -129,13 +132,11 @@ class Gatherer:
         """Wait, then answer all that came. What ends the wait or the batch, an interrupt too, reaches each of them."""
         answers: Sequence[Completion | BaseException]
         try:
-            there = 0
-            while there < len(slots):
-                there = len(slots)
-                time.sleep(self._seconds)
-                if not self._settle:
-                    break
+            self._wait(slots)
+            busy = self._running.locked()
             with self._running:
+                if self._rejoin and busy:
+                    self._wait(slots)
                 self._close(slots)
                 answers = self._complete([s.request for s in slots])
         except BaseException as error:  # noqa: BLE001 - each waiting thread raises it, this one too
@@ -143,6 +144,14 @@ class Gatherer:
             answers = [error] * len(slots)
         for slot, answer in zip(slots, answers, strict=True):
             slot.reply.put(answer)
+
+    def _wait(self, slots: list[_Slot]) -> None:
+        there = 0
+        while there < len(slots):
+            there = len(slots)
+            time.sleep(self._seconds)
+            if not self._settle:
+                break
 
     def _close(self, slots: list[_Slot]) -> None:
         """Later calls make another batch, with a leader of their own."""

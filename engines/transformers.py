@@ -239,6 +239,10 @@ class TransformersEngine:
     def _decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
+    def gather_whole(self) -> None:
+        """From now on calls outside a session wait for one another, as the many threads of a server want it."""
+        self._gatherer = Gatherer(self.generate, settle=True, rejoin=True)
+
     # --- DSPy's engine interface -----------------------------------------------------------------
 
     def complete(self, request: lm15.Request) -> lm15.Response:

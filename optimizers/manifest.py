@@ -13,15 +13,17 @@ from typing import Any
 
 from colever.config import SweepConfig
 from colever.optimizers.evaluate import Grounds
+from colever.tasks.rubric_data import rubric_data
+from colever.tasks.task import Task
 
 # Of a report: what no two runs share (the machine's time and its price), and what only one of them may have.
 TIMES = {"seconds", "dollars", "expected"}
 
 
-def manifest(config: SweepConfig, grounds: Grounds, origin: str = "") -> dict[str, Any]:
+def manifest(config: SweepConfig, grounds: Grounds, task: Task) -> dict[str, Any]:
     """As JSON. ``commit`` is the working folder's, null outside of git; ``changed``: it was not clean.
 
-    ``origin`` says where the task's rows are from.
+    ``origin`` says where the task's rows are from, ``inputs`` which fields its program takes.
     """
     import torch
 
@@ -30,7 +32,9 @@ def manifest(config: SweepConfig, grounds: Grounds, origin: str = "") -> dict[st
         "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "config": config.model_dump(mode="json"),
         "task": grounds.task,
-        "origin": origin,
+        "origin": task.origin,
+        "inputs": list(task.examples("train")[0][1].inputs().keys()),
+        "rubric": rubric_data(task.rubric, config.rubric).to_json(),
         "engine": grounds.engine,
         "versions": dict(grounds.versions) | {name: version(name) for name in ("optuna", "mlflow")},
         "folder": os.getcwd(),

@@ -232,7 +232,7 @@ def same_task(one: str, other: str) -> bool:
 
 def _same(key: str, old: Any, new: Any) -> bool:
     """Whether two spellings of a setting name one thing."""
-    if key in ("rubric", "data"):
+    if key in ("rubric", "data", "start"):
         return bool(old and new) and Path(old).resolve() == Path(new).resolve()
     return key == "task" and same_task(old, new)
 

@@ -43,6 +43,7 @@ from colever.optimizers.tracker import NullTracker, Tracker
 from colever.optimizers.trials import Trials, entry_of, study_key
 from colever.optimizers.workers import Workers
 from colever.reported import StudyReport
+from colever.ship.start import starting
 from colever.tasks.judges import open_judges, with_judge
 from colever.types import Cost, LeverName, RoundRecord, TrialRecord
 
@@ -144,7 +145,7 @@ class _Run:
         self.evaluator = Evaluator.of(
             task, self.engine, EvaluationStore(self.folder.home), config.seed, config.sample_rollouts
         )
-        self.base = task.base_candidate()
+        self.base = starting(config.start, task, config.model, self.folder.home)
         for way in space.drawn_ways(config):  # what a pull can't work with is told before one is run
             prompt = config.prompt.model_copy(update={"way": way})
             self.levers(prompt, config.weights)["prompt"].planned(self.base, task)
@@ -158,7 +159,7 @@ class _Run:
             if line := space.left_out(config):
                 self._note(line)
             if not self.state.trials and (alone or self._manifest() is None):  # it goes on: its first command made it
-                self.folder.write_manifest(manifest(config, self.evaluator.grounds, task.origin))
+                self.folder.write_manifest(manifest(config, self.evaluator.grounds, task))
             self.folder.write(self.state)
             plan = f"{config.trials} trials: {'; '.join(space.schedules(config)[: config.trials])}"
             splits = [task.described(name) for name in ("train", "dev", "test", *task.watched)]
@@ -358,6 +359,10 @@ class _Run:
             raise UsageError(
                 f"study {self.folder.name!r}: its {' and '.join(changed)} changed since it was started: give this one "
                 f"another --study name, or delete {self.folder.path}"
+            )
+        if old is not None and old.trials and old.base.digest != self.base.digest:
+            raise UsageError(
+                f"study {self.folder.name!r} began with another candidate: give this one another --study name"
             )
         return StudyState(
             study=self.folder.name, task=config.task, model=config.model, target=task.target,

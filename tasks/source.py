@@ -221,3 +221,10 @@ def _names(function: FunctionType) -> tuple[set[str], set[str], set[str]]:
             assigned |= {step.argval} if step.opname == "STORE_GLOBAL" else set()
     ours = {name for name in every if not name.startswith("__")}
     return loaded & ours, assigned, ours
+
+
+def files_beside(file: Path) -> list[tuple[str, Path]]:
+    """(path below its folder, file) of a Python file and of every one that it imports from its own folder."""
+    root = file.resolve().parent
+    found = _with_imports([SourceFile(file.stem, file.resolve(), root)])
+    return sorted((f.path.relative_to(root).as_posix(), f.path) for f in found)

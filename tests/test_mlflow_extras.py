@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, Trace
+from shipped import write_bundle
 from synthetic_study import make_report, make_rollout, make_trials
 from test_mlflow_tracker import ROLLOUTS, TASK, artifact, home, runs_of, start, tell  # noqa: F401
 from toy import GOOD
 
 from colever import served
-from colever.errors import StoreError
+from colever.errors import StoreError, TaskError
 from colever.tracking import machine, registry, store
 from colever.tracking.mlflow_tracker import MlflowTracker
 from colever.tracking.traces import replace_traces
@@ -93,7 +94,7 @@ def test_the_winner_is_one_version_and_another_winner_the_next(told: Path) -> No
     (study,) = runs_of(told, kind="study")
     assert version.run_id == study.info.run_id
     trials = make_trials()
-    registry.register(client, study, replace(make_report(trials), path=trials[0].rounds, winner="p"), {})
+    registry.register(client, study, replace(make_report(trials), path=trials[0].rounds, winner="p"), {}, {})
     versions = {v.version: v.tags for v in client.search_model_versions("name = 'arithmetic'")}
     assert {str(n): tags.get("superseded") for n, tags in versions.items()} == {"1": "version 2", "2": None}
 
@@ -172,7 +173,7 @@ def test_a_registered_winner_answers_as_the_program_does(
         path=rounds,
         rollouts={"test-0": (kept, kept)},
     )
-    registry.register(MlflowClient(store.tracking_uri(home)), study, report, tracker._config)
+    registry.register(MlflowClient(store.tracking_uri(home)), study, report, tracker._config, {})
     expected = run_candidate(
         winner, task, open_engine(talker_checkpoint), task.examples("test")[:5], split="test", seed=0
     )
@@ -185,7 +186,7 @@ def test_a_registered_winner_answers_as_the_program_does(
     assert isinstance(program, served.ServedProgram)
     assert loaded.predict(asked) == [r.outputs or {"error": r.reason} for r in expected]
     files = [path for path in program.folder.parents[1].rglob("*") if path.is_file()]
-    assert {path.name for path in files} >= {"MLmodel", "winner.json"}
+    assert {path.name for path in files} >= {"MLmodel", "manifest.json", "program.json"}
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".bin")]
     with pytest.raises(mlflow.MlflowException, match="missing inputs"):
         loaded.predict([{"problem": "1 + 1"}])
@@ -199,12 +200,11 @@ def runs_in(home: Path, name: str) -> list[Run]:  # noqa: F811
 
 
 def test_what_is_no_winner_is_said_and_a_task_that_comes_with_it_is_not_run(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="holds no winner"):
+    with pytest.raises(StoreError, match=r"has no manifest.json"):
         served._load_pyfunc(str(tmp_path))
-    (tmp_path / "evil.py").write_text("raise SystemExit")
-    (tmp_path / "winner.json").write_text(
-        f'{{"task": "{tmp_path}/evil.py:task", "model": "seed", "engine": {{}},'
-        ' "candidate": {"prompts": {}, "weights": {"kind": "base"}}}'
-    )
-    with pytest.raises(StoreError, match="brings its own task file"):
-        served._load_pyfunc(str(tmp_path))
+    (tmp_path / "task_code").mkdir()
+    (tmp_path / "task_code" / "evil.py").write_text("raise SystemExit")
+    for task in (f"{tmp_path}/task_code/evil.py:task", "task_code/evil.py:task"):
+        write_bundle(tmp_path, task=task)
+        with pytest.raises(TaskError, match="brings its own task file"):
+            served._load_pyfunc(str(tmp_path)).predict([{"problem": "1 + 1"}])

@@ -97,6 +97,32 @@ def test_an_interrupt_while_the_leader_waits_reaches_all_and_later_calls_run(mon
     assert later.prompt_ids == (3,)
 
 
+def test_who_rejoins_after_a_batch_is_in_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    go_on, callers = threading.Event(), list[Caller]()
+
+    def complete(requests: Sequence[TokenRequest]) -> list[Completion]:
+        batches.append(len(requests))
+        assert go_on.wait(10)
+        return answer(requests)
+
+    def come_back(_: float) -> None:
+        if go_on.is_set() and len(callers) < 3:  # in the moment after the first batch
+            callers.append(Caller(gatherer, 3))
+            until(lambda: len(gatherer._slots) == 2)
+
+    gatherer = Gatherer(complete, settle=True, rejoin=True)
+    monkeypatch.setattr("colever.engines.session.time", SimpleNamespace(sleep=come_back))
+    callers.append(Caller(gatherer, 1))
+    until(lambda: batches == [1])
+    callers.append(Caller(gatherer, 2))
+    until(lambda: len(gatherer._slots) == 1)
+    go_on.set()
+    until(lambda: len(callers) == 3)
+    assert [c.result().prompt_ids for c in callers] == [(1,), (2,), (3,)]  # type: ignore[union-attr]
+    assert batches == [1, 2]
+
+
 def test_a_batch_that_fails_reaches_all_of_it_and_no_other() -> None:
     def fail(requests: Sequence[TokenRequest]) -> list[Completion]:
         if requests[0].prompt_ids == (1,):

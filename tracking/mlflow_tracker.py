@@ -63,6 +63,7 @@ class MlflowTracker:
         self._rounds: dict[int, list[RoundRecord]] = {}  # of the trials told of in this process
         self._splits: Sequence[Split] = ()
         self._config: dict[str, Any] = {}
+        self._manifest: dict[str, Any] = {}
         self._machine = Machine()
 
     # --- the protocol ----------------------------------------------------------------------------
@@ -89,7 +90,7 @@ class MlflowTracker:
             self._experiment = store.experiment(self._client, self.home, task)
             self._prompts = PromptRegistry(self._client, self.home, study, task, self._experiment)
             self._trial_runs, self._rounds, self._base_run = {}, {}, ""
-            self._splits, self._config = splits, dict(config)
+            self._splits, self._config, self._manifest = splits, dict(config), dict(manifest or {})
             self._set_aside(key)
             run = self._find(kind="study") or self._create(study, {"kind": "study", "key": key})
             self._study_run = run.info.run_id
@@ -213,7 +214,7 @@ class MlflowTracker:
             kept = zip(("base", "winner"), zip(*report.rollouts.values(), strict=True), strict=False)
             replace_traces(self._uri, study, dict(kept))
             if report.path:
-                register(self._client, study, report, self._config)
+                register(self._client, study, report, self._config, self._manifest)
                 self._prompts.log_winner(self._study_run, report)
             self._machine.leave()
             self._close_running(except_for=self._study_run)

@@ -1,18 +1,16 @@
 """The winner as a version of a registered MLflow model, which loads back and predicts without a pickle.
 
     MLmodel, requirements.txt       how MLflow loads it: by the module ``colever.served``
-    data/winner/winner.json         task, its rows, base model, engine settings, prompts, where the weights are
-    data/winner/weights/            the weights, where they are small; larger ones are referred to
+    data/winner/                    a bundle (``colever.ship.layout``): manifest, prompts, rubric, weights
+    data/winner/weights/            where they are small; larger ones are referred to
 
 The model is named after the task; each study is a version of it. Knows MLflow and records; knows no tasks or engines.
 """
 
 from __future__ import annotations
 
-import json
 import platform
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,8 +18,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colever.config import API
+from colever.config import API, EngineSettings
 from colever.reported import StudyReport
+from colever.ship.layout import (
+    FORMAT,
+    WEIGHTS,
+    Manifest,
+    ModelReference,
+    RubricReference,
+    TaskReference,
+    WeightsReference,
+)
+from colever.ship.weights import copy_weights
+from colever.ship.written import write_manifest, write_program, write_rubric
 from colever.tracking.report import verdict
 from colever.types import Candidate
 
@@ -34,9 +43,12 @@ LOADER = "colever.served"
 SMALL_WEIGHTS = 16 * 2**20  # bytes; a larger set is only referred to
 
 
-def register(client: MlflowClient, run: Run, report: StudyReport, config: Mapping[str, Any]) -> None:
+def register(
+    client: MlflowClient, run: Run, report: StudyReport, config: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> None:
     """Make the study's winner a version of its task's model, unless the study's latest version is that winner.
 
+    ``config`` and ``manifest`` are the study's: rows and engine; rubric, inputs, versions and the task's digest.
     A study that ends again with another winner gets a new version; the one before is tagged as superseded.
     """
     from mlflow.entities import LoggedModelOutput
@@ -51,7 +63,7 @@ def register(client: MlflowClient, run: Run, report: StudyReport, config: Mappin
         run.info.experiment_id, name=plain, source_run_id=run.info.run_id, tags=tags, model_type="program"
     )
     with tempfile.TemporaryDirectory() as folder:
-        _save(Path(folder), report, candidate, config)
+        _save(Path(folder), report, candidate, config, manifest)
         client.log_model_artifacts(logged.model_id, str(Path(folder) / "model"))
     client.finalize_logged_model(logged.model_id, "READY")
     _ensure(client, name, report)
@@ -115,34 +127,60 @@ def _ensure(client: MlflowClient, name: str, report: StudyReport) -> None:
         client.create_registered_model(name, {"task": report.task}, f"Winners of Colever's studies of {report.task}.")
 
 
-def _save(folder: Path, report: StudyReport, candidate: Candidate, config: Mapping[str, Any]) -> None:
+def _save(
+    folder: Path, report: StudyReport, candidate: Candidate, config: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> None:
     """``model`` as MLflow reads it. Its own ``save_model`` takes seconds to look through every installed package."""
     from mlflow.models import Model
 
     root = folder / "model"
     data = root / "data" / "winner"
     data.mkdir(parents=True)
-    weights = candidate.weights
-    if weights.path is not None and Path(weights.path).is_dir() and size_of(Path(weights.path)) <= SMALL_WEIGHTS:
-        shutil.copytree(weights.path, data / "weights")
-        weights = replace(weights, path="weights")
-    task = report.task
-    winner = {
-        "study": report.study,
-        "task": _absolute(task) if ":" in task or task.endswith(".py") else task,
-        "data": _absolute(config["data"]) if config.get("data") else None,
-        "model": report.model if report.model == "seed" else _absolute(report.model),
-        "engine": dict(config.get("engine", {})),
-        "candidate": replace(candidate, weights=weights).to_json(),
-    }
-    (data / "winner.json").write_text(json.dumps(winner, indent=2, ensure_ascii=False), encoding="utf-8")
-    (root / "requirements.txt").write_text(f"colever=={version('colever')}\n", encoding="utf-8")
     pair = next(iter(report.rollouts.values()), None)
+    inputs = manifest.get("inputs") or list(pair[1].inputs if pair else ())
+    _write_bundle(data, report, candidate, config, {**manifest, "inputs": inputs})
+    (root / "requirements.txt").write_text(f"colever=={version('colever')}\n", encoding="utf-8")
     described = Model(signature=_signature(pair and pair[1]))
     described.add_flavor(
         "python_function", loader_module=LOADER, data="data/winner", python_version=platform.python_version()
     )
     described.save(str(root / "MLmodel"))
+
+
+def _write_bundle(
+    folder: Path, report: StudyReport, candidate: Candidate, config: Mapping[str, Any], manifest: Mapping[str, Any]
+) -> None:
+    """What ``colever export`` writes, but for report and page, which are on the run; code is named and not carried."""
+    weights, task, rubric = candidate.weights, report.task, manifest.get("rubric")
+    if weights.path is not None and Path(weights.path).is_dir() and size_of(Path(weights.path)) <= SMALL_WEIGHTS:
+        copy_weights(weights, folder / WEIGHTS)
+        weights = replace(weights, path=WEIGHTS)
+    write_program(candidate, folder)
+    if rubric:
+        write_rubric(rubric["text"], [Path(file) for file in rubric["files"]], folder)
+    made = Manifest(
+        format=FORMAT,
+        study=report.study,
+        which="winner",
+        schedule=report.winner,
+        candidate=candidate.digest,
+        task=TaskReference(
+            name=_absolute(task) if ":" in task or task.endswith(".py") else task,
+            data=_absolute(config["data"]) if config.get("data") else None,
+            digest=manifest.get("task", ""),
+            inputs=manifest["inputs"],
+        ),
+        model=ModelReference(
+            name=report.model if report.model == "seed" else _absolute(report.model),
+            engine=EngineSettings(**config.get("engine", {})),
+        ),
+        weights=WeightsReference(kind=weights.kind, path=weights.path, digest=weights.digest),
+        rubric=RubricReference(digest=rubric["digest"], code=rubric["code"]) if rubric else None,
+        measured={k: float(v) for k, v in tags_of(report, candidate).items() if k in ("test_score", "test_gold")},
+        versions=dict(manifest.get("versions", {})),
+        files={},
+    )
+    write_manifest(folder, made)
 
 
 def _signature(rollout: Any) -> Any:
