@@ -39,7 +39,7 @@ def export(home: Path, name: str, to: Path, merge: bool = False) -> Manifest:
     """
     from colever.loading import load_config
     from colever.optimizers.study import find_study
-    from colever.shown import stored_task
+    from colever.stored import task_of
 
     check_free(to)
     matched = _WHICH.fullmatch(name)
@@ -49,7 +49,7 @@ def export(home: Path, name: str, to: Path, merge: bool = False) -> Manifest:
     if state is None:
         raise UsageError(f"study {study!r} has nothing to export yet; run its sweep")
     candidate, schedule = chosen(folder, state, which)
-    config, task = load_config(folder.path / "config.yaml"), stored_task(folder)
+    config, task = load_config(folder.path / "config.yaml"), task_of(folder, unchanged=True)
     with written(to) as temporary:
         weights = _weights(candidate, config, merge, temporary)
         shipped = dataclasses.replace(candidate, weights=weights)
