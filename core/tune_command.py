@@ -45,7 +45,7 @@ def rubric_tune(
     from colever.optimizers.proposer import open_proposer, probe
     from colever.optimizers.tuning import tune
     from colever.optimizers.tuning_plan import TuningPlan
-    from colever.studies import RESUMES, interruptible, open_study
+    from colever.studies import RESUMES, interruptible, make_home, open_study
     from colever.tasks.load import load_task
     from colever.tasks.rubric_file import load_rubric
     from colever.tasks.rubric_tables import ENDINGS, tables_in, tables_of, write_tables
@@ -53,7 +53,7 @@ def rubric_tune(
 
     plan = TuningPlan(check_schedule(schedule), trials, designs, share, seeds)
     parse_schedule(schedule)  # refuses adaptive, whose order depends on the rubric's own scores
-    if out is not None and (out.suffix not in ENDINGS or not out.parent.is_dir()):
+    if out is not None and (out.suffix not in ENDINGS or not out.parent.is_dir() or out.is_dir()):
         raise UsageError(f"--out {out}: accepted: a file in a folder that exists, that ends in {' or '.join(ENDINGS)}")
     caps = {f"budget.{key}": value for key, value in parse_pairs(budget or [], "--budget").items()}
     asked = {} if prompt_model is None else {"proposer.model": prompt_model}
@@ -67,6 +67,7 @@ def rubric_tune(
         config = config.model_copy(update={"rubric": None, "study": name})  # `kind: task` is of the task itself
         if given:
             load_rubric(given, load_task(config.task, config.data))
+        make_home(home)
         loaded, engine = open_study(config)
         tables = tables_in(given) if given else tables_of(loaded.rubric)
         proposer = open_proposer(config.proposer, engine) if designs else None
@@ -74,11 +75,11 @@ def rubric_tune(
             probe(proposer)
         with console.progress() as drawn:
             found = tune(config, loaded, tables, engine, home, plan, proposer=proposer, progress=drawn)
+        if out is not None:
+            write_tables(found.tuned.tables, out, "\n".join(found.tuned.changes))
         folder = home / "tunings" / found.name
         figure(found).savefig(folder / "tuning.png", dpi=140, facecolor="white")
         track(found, home, folder)
-        if out is not None:
-            write_tables(found.tuned.tables, out, "\n".join(found.tuned.changes))
     if as_json:
         console.show_json(found.to_json())
     else:

@@ -114,7 +114,7 @@ class Designer:
         """The tables of an answer. Raises TaskError that says what is wrong with it."""
         fenced = FENCE.findall(text)
         file = self.folder / "rubrics" / "design.yaml"
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text((fenced[-1] if fenced else text).strip() + "\n", encoding="utf-8", errors="replace")
         tables, known = tables_in(file), [_check_of(table) for table in own]
         allowed = [*usable(self.task), "task"]

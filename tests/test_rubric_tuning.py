@@ -12,12 +12,18 @@ from typing import Any
 import dspy
 import pytest
 from filelock import FileLock
+from judging import judge
+from judging import script as judged
+from judging import settings as judging
 from scripted_openai import ScriptedOpenAI
 from toy import ToyEngine, ToyWeightLever, ToyWeightSettings, right, toy_task
 
 from colever.config import ProposerSettings, SweepConfig
+from colever.engines.bench import seated
 from colever.errors import BudgetExhausted, TaskError, UsageError
 from colever.optimizers import rubric_space
+from colever.optimizers.budget import Budget
+from colever.optimizers.designer import Designer
 from colever.optimizers.prompt_lever import PromptLever
 from colever.optimizers.proposer import open_proposer
 from colever.optimizers.statistics import shared_means
@@ -29,7 +35,7 @@ from colever.tasks.rubric_tables import changes, tables_in, tables_of, write_tab
 from colever.tasks.task import Task
 from colever.tracking import store
 from colever.tracking.tuning import track
-from colever.tuned import Tuning
+from colever.tuned import TriedRubric, Tuning
 
 
 def wrong(example: dspy.Example, prediction: dspy.Prediction, steps: Any) -> float:
@@ -384,6 +390,28 @@ def test_a_task_whose_labels_make_no_answers_may_have_designs(tmp_path: Path) ->
     assert not tuning.tried[1].error
 
 
+def test_what_judges_cost_when_a_design_is_tried_out_counts_and_is_capped(tmp_path: Path) -> None:
+    text = "criterion:\n  - {name: quality, kind: task}\n  - {name: right, kind: task}"
+    with ScriptedOpenAI(judged) as server, ScriptedOpenAI([wrapped(text)] * 2) as proposer, seated(judging()):
+        task = toy_task(rubric=Rubric([Criterion("quality", judge(server)), Criterion("right", right)]))
+        own = TriedRubric(0, "own", (), tuple(tables_of(task.rubric)), gold=0.5)
+        settings = ProposerSettings(model=f"scripted@{proposer.address}", retry_wait=0.01)
+        lm = open_proposer(settings, ToyEngine())
+
+        def scored_by(tables: Any, file: Path) -> Task:
+            write_tables(tables, file)
+            return replace(task, rubric=load_rubric(file, task))
+
+        capped = Budget({"judge_calls": 3})
+        with pytest.raises(BudgetExhausted):
+            Designer(lm, task, capped, tmp_path / "a", 0, ToyEngine()).design(1, [own], (), scored_by)  # type: ignore[arg-type]
+        assert capped.spent.judge_calls == len(server.asked) == 3
+        free = Budget()
+        tables, why = Designer(lm, task, free, tmp_path / "b", 0, ToyEngine()).design(1, [own], (), scored_by)  # type: ignore[arg-type]
+        assert tables, why
+        assert 8 < free.spent.judge_calls == len(server.asked) < 80
+
+
 def test_how_a_proposer_is_reached_may_change(tmp_path: Path) -> None:
     plan = replace(PLAN, trials=2, seeds=0)
     for wait in (0.01, 0.02):
@@ -512,6 +540,7 @@ def test_the_command_tells_writes_and_tracks(
     [
         (["--out", "tuned.toml"], "--out tuned.toml: accepted: a file in a folder that exists, that ends in .yaml"),
         (["--out", "nowhere/t.yaml"], "--out nowhere/t.yaml"),
+        (["--out", "folder.yaml"], "--out folder.yaml"),
         (["--schedule", "adaptive"], "adaptive"),
         (["--schedule", "x"], "'x' is no lever"),
         (["--trials", "1"], "--trials 1"),
@@ -519,12 +548,25 @@ def test_the_command_tells_writes_and_tracks(
     ],
 )
 def test_wrong_flags_are_told_before_anything_runs(
-    flags: Sequence[str], message: str, run: Callable[..., tuple[int, str, str]], tmp_path: Path
+    flags: Sequence[str],
+    message: str,
+    run: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.yaml").mkdir()
     status, _, said = run("rubric", "tune", "arithmetic", *flags, "--home", tmp_path / "home")
     assert status == 2
     assert message in said
     assert not (tmp_path / "home" / "tunings").exists()
+
+
+def test_a_home_that_is_a_file_is_named(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    status, _, said = run("rubric", "tune", "arithmetic", "--home", tmp_path / "file")
+    assert status == 2
+    assert f"--home {tmp_path / 'file'}: cannot be made" in said
 
 
 @pytest.mark.parametrize("flag", [["--rubric"], ["--set", "rubric="]])
