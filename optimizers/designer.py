@@ -100,12 +100,11 @@ class Designer:
                 return self._read(str(answer), number, tried[0].tables, scored_by), ""
             except (InfrastructureError, BudgetExhausted):
                 raise
-            except UsageError as error:
-                mistake = cut(str(error), LONGEST)
             except Exception as error:
-                if (broken := lm.engine.failed) is not None:
+                if (broken := lm.engine.failed) is not None:  # the proposer itself, whatever was made of it
                     raise broken from error
-                mistake = cut(f"the answer has no field `rubric`: {error}", LONGEST)
+                said = str(error) if isinstance(error, UsageError) else f"the answer has no field `rubric`: {error}"
+                mistake = cut(said, LONGEST)
         return [], f"the proposer's {TRIES} designs cannot be used; the last: {mistake}"
 
     def _read(

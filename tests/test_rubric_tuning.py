@@ -15,12 +15,12 @@ from filelock import FileLock
 from judging import judge
 from judging import script as judged
 from judging import settings as judging
-from scripted_openai import ScriptedOpenAI
+from scripted_openai import Fault, ScriptedOpenAI
 from toy import ToyEngine, ToyWeightLever, ToyWeightSettings, right, toy_task
 
 from colever.config import ProposerSettings, SweepConfig
 from colever.engines.bench import seated
-from colever.errors import BudgetExhausted, TaskError, UsageError
+from colever.errors import BudgetExhausted, ColeverError, TaskError, UsageError
 from colever.optimizers import rubric_space
 from colever.optimizers.budget import Budget
 from colever.optimizers.designer import Designer
@@ -410,6 +410,17 @@ def test_what_judges_cost_when_a_design_is_tried_out_counts_and_is_capped(tmp_pa
         tables, why = Designer(lm, task, free, tmp_path / "b", 0, ToyEngine()).design(1, [own], (), scored_by)  # type: ignore[arg-type]
         assert tables, why
         assert 8 < free.spent.judge_calls == len(server.asked) < 80
+
+
+def test_a_proposer_that_fails_ends_it_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    plan = TuningPlan("p", trials=2, designs=1, seeds=0)
+    with ScriptedOpenAI([wrapped(DESIGN)], faults=[Fault(status=401)]) as server:
+        settings = ProposerSettings(model=f"scripted@{server.address}", retry_wait=0.01)
+        made = config(proposer=settings.model_dump())
+        with pytest.raises(ColeverError, match="scripted fault"):
+            tuned(tmp_path, plan=plan, config=made, proposer=open_proposer(settings, ToyEngine()))
+        tuning = tuned(tmp_path, plan=plan, config=made, proposer=open_proposer(settings, ToyEngine()))
+    assert not tuning.tried[1].error
 
 
 def test_how_a_proposer_is_reached_may_change(tmp_path: Path) -> None:
