@@ -59,7 +59,7 @@ def show_estimates(configs: Sequence[SweepConfig], home: Path, as_json: bool) ->
 
     made: dict[str, Any] = {}
     with interruptible("nothing was stored"):
-        _make_home(home)
+        make_home(home)
         for config in configs:
             task, engine = open_study(config)
             with console.progress() as drawn:
@@ -124,7 +124,7 @@ def run_study(config: SweepConfig, home: Path, workers: int = 1) -> StudyReport:
         from colever.tracking.mlflow_tracker import MlflowTracker
         from colever.worker import further_workers
 
-        _make_home(home)
+        make_home(home)
         folder = StudyFolder(home, config.study_name)
         if line := left_out(config):
             console.say(line)
@@ -172,7 +172,8 @@ def _raise_failures(failures: Sequence[str], trials: int) -> None:
         )
 
 
-def _make_home(home: Path) -> None:
+def make_home(home: Path) -> None:
+    """Raises UsageError for a folder that cannot be made."""
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -27,7 +27,7 @@ def rubric_tune(
     prompt_model: Annotated[
         str | None, typer.Option("--prompt-model", help="Who designs: openai/gpt-5-mini, NAME@http://HOST:PORT/v1.")
     ] = None,
-    study: Annotated[str | None, typer.Option("--study", help="Name; default <task>-<model>-s<seed>.")] = None,
+    study: Annotated[str | None, typer.Option("--study", help="Name; default <task>-<rubric>-<model>-s<seed>.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
     budget: Annotated[list[str] | None, typer.Option("--budget", metavar="KEY=VALUE", help="A cap on all.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="docs/settings.md.")] = None,
@@ -43,36 +43,43 @@ def rubric_tune(
     from colever.errors import UsageError
     from colever.loading import load_config, parse_pairs
     from colever.optimizers.proposer import open_proposer, probe
-    from colever.optimizers.tuning import TuningPlan, tune
-    from colever.studies import RESUMES, interruptible, open_study
+    from colever.optimizers.tuning import tune
+    from colever.optimizers.tuning_plan import TuningPlan
+    from colever.studies import RESUMES, interruptible, make_home, open_study
+    from colever.tasks.load import load_task
+    from colever.tasks.rubric_file import load_rubric
     from colever.tasks.rubric_tables import ENDINGS, tables_in, tables_of, write_tables
     from colever.tracking.tuning import figure, render, track
 
     plan = TuningPlan(check_schedule(schedule), trials, designs, share, seeds)
     parse_schedule(schedule)  # refuses adaptive, whose order depends on the rubric's own scores
-    if out is not None and (out.suffix not in ENDINGS or not out.parent.is_dir()):
+    if out is not None and (out.suffix not in ENDINGS or not out.parent.is_dir() or out.is_dir()):
         raise UsageError(f"--out {out}: accepted: a file in a folder that exists, that ends in {' or '.join(ENDINGS)}")
     caps = {f"budget.{key}": value for key, value in parse_pairs(budget or [], "--budget").items()}
     asked = {} if prompt_model is None else {"proposer.model": prompt_model}
     config = load_config(
         None,
-        flags={"task": task, "data": data, "model": model, "study": study, "seed": seed},
+        flags={"task": task, "data": data, "rubric": rubric, "model": model, "study": study, "seed": seed},
         overrides={**parse_pairs(settings or [], "--set"), **asked, **caps},
     )
     with interruptible(RESUMES):
-        given = tables_in(Path(rubric)) if rubric else None
+        given, name = config.rubric and Path(config.rubric), config.study_name
+        config = config.model_copy(update={"rubric": None, "study": name})  # `kind: task` is of the task itself
+        if given:
+            load_rubric(given, load_task(config.task, config.data))
+        make_home(home)
         loaded, engine = open_study(config)
-        tables = tables_of(loaded.rubric) if given is None else given
+        tables = tables_in(given) if given else tables_of(loaded.rubric)
         proposer = open_proposer(config.proposer, engine) if designs else None
         if proposer is not None:
             probe(proposer)
         with console.progress() as drawn:
             found = tune(config, loaded, tables, engine, home, plan, proposer=proposer, progress=drawn)
+        if out is not None:
+            write_tables(found.tuned.tables, out, "\n".join(found.tuned.changes))
         folder = home / "tunings" / found.name
         figure(found).savefig(folder / "tuning.png", dpi=140, facecolor="white")
         track(found, home, folder)
-        if out is not None:
-            write_tables(found.tuned.tables, out, "\n".join(found.tuned.changes))
     if as_json:
         console.show_json(found.to_json())
     else:

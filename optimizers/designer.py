@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,15 @@ import yaml
 
 from colever.errors import BudgetExhausted, InfrastructureError, TaskError, UsageError
 from colever.optimizers.budget import Budget
+from colever.optimizers.evaluate import metered
 from colever.optimizers.proposer import counted
 from colever.samples import SampledRollout, cut
 from colever.tasks.criteria import KINDS
 from colever.tasks.criteria.page import settings_of
 from colever.tasks.criteria.panel import Panel
+from colever.tasks.judges import judges_of
 from colever.tasks.rubric_check import check_rubric
+from colever.tasks.rubric_file import COMMON
 from colever.tasks.rubric_tables import Tables, tables_in
 from colever.tuned import TriedRubric
 
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 TRIES = 3
 SHOWN = 6  # failing rollouts in a question
+ANSWERS, JUDGED = 64, 8  # train examples of whose answers a design is tried, without and with judges
 LONGEST = 600  # characters of one text in it
 RUN = ("unit_tests",)  # kinds that run programs
 FENCE = re.compile(r"```(?:ya?ml)?[ \t]*\n(.*?)```", re.DOTALL)
@@ -93,34 +97,61 @@ class Designer:
             try:
                 with dspy.context(lm=lm, trace=None, adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
                     answer = dspy.Predict(DesignRubric)(**told, mistake=mistake or "nothing").rubric
-                return self._read(str(answer), number, scored_by), ""
+                return self._read(str(answer), number, tried[0].tables, scored_by), ""
             except (InfrastructureError, BudgetExhausted):
                 raise
-            except UsageError as error:
-                mistake = cut(str(error), LONGEST)
             except Exception as error:
-                if (broken := lm.engine.failed) is not None:
+                if (broken := lm.engine.failed) is not None:  # the proposer itself, whatever was made of it
                     raise broken from error
-                mistake = cut(f"the answer has no field `rubric`: {error}", LONGEST)
+                said = str(error) if isinstance(error, UsageError) else f"the answer has no field `rubric`: {error}"
+                mistake = cut(said, LONGEST)
         return [], f"the proposer's {TRIES} designs cannot be used; the last: {mistake}"
 
-    def _read(self, text: str, number: int, scored_by: Callable[[Tables, Path], Task]) -> list[dict[str, Any]]:
+    def _read(
+        self, text: str, number: int, own: Tables, scored_by: Callable[[Tables, Path], Task]
+    ) -> list[dict[str, Any]]:
         """The tables of an answer. Raises TaskError that says what is wrong with it."""
         fenced = FENCE.findall(text)
         file = self.folder / "rubrics" / "design.yaml"
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text((fenced[-1] if fenced else text).strip() + "\n", encoding="utf-8", errors="replace")
-        tables = tables_in(file)
+        tables, known = tables_in(file), [_check_of(table) for table in own]
         allowed = [*usable(self.task), "task"]
         for table in tables:
-            if table.get("kind") not in allowed:
+            if table.get("kind") not in allowed and _check_of(table) not in known:
                 raise TaskError(f"kind {table.get('kind')!r}: accepted here: {', '.join(allowed)}")
-        task = scored_by(tables, file.with_name(f"{number}.yaml"))
-        for row in check_rubric(task, "train").rows:
-            if row.broken:
-                name, reason = next(iter(row.broken.items()))
-                raise TaskError(f"criterion {name!r} breaks on {row.name} answers: {reason}")
+        tables = [_resolved(table, own) for table in tables]
+        self._try_out(scored_by(tables, file.with_name(f"{number}.yaml")))
         return tables
+
+    def _try_out(self, task: Task) -> None:
+        """Score the answers of ``rubric check``; what judges cost there is charged. Raises TaskError."""
+        with metered(self.engine, 0, self.budget):
+            try:
+                check = check_rubric(task, "train", JUDGED if judges_of(task) else ANSWERS)
+            except TaskError:  # no answers can be made of its labels, for which no rubric is to blame
+                return
+        for row in check.rows:
+            for name in row.broken.keys() - {"gold"}:
+                raise TaskError(f"criterion {name!r} breaks on {row.name} answers: {row.broken[name]}")
+        if check.faults and check.rows[0].total == 0:
+            raise TaskError(check.faults[-1])
+
+
+def _check_of(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a table says which check it is."""
+    return {key: value for key, value in table.items() if key == "kind" or key not in COMMON}
+
+
+def _resolved(table: dict[str, Any], own: Tables) -> dict[str, Any]:
+    """A criterion of the rubric that tuning began with, asked for as one of the task, as that rubric has it."""
+    named = table.get("criterion", table.get("name"))
+    found = next((dict(before) for before in own if before["name"] == named), None)
+    if found is None or table.get("kind") != "task" or table.keys() - {*COMMON, "criterion"}:
+        return table
+    if found["kind"] == "task":
+        found.setdefault("criterion", found["name"])
+    return {**found, **{key: value for key, value in table.items() if key not in ("kind", "criterion")}}
 
 
 def usable(task: Task) -> list[str]:

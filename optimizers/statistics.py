@@ -94,6 +94,12 @@ def seeds_effect(terms: Sequence[tuple[float, Runs]]) -> Estimate | None:
     return Estimate(value, low, high, low > 0 or high < 0, _over(seeds), spread(differences))
 
 
+def shared_means(rows: Sequence[Values]) -> list[float]:
+    """Each row's mean over the examples that all rows know; 0 where none is known in all."""
+    table = _table([(1.0, [row]) for row in rows])[:, 0]
+    return [float(row.mean()) if row.size else 0.0 for row in table]
+
+
 def lever_effects(arms: Mapping[str, Values]) -> dict[str, Estimate]:
     """``lever_effects_over_seeds`` of one training run: intervals over examples, conditional on that run."""
     return lever_effects_over_seeds({name: [values] for name, values in arms.items()})

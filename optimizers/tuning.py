@@ -15,7 +15,6 @@ same command after a kill finds what was finished, proposes the same, and ends w
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -35,8 +34,10 @@ from colever.optimizers.budget import Budget
 from colever.optimizers.designer import Designer
 from colever.optimizers.evaluate import Evaluator
 from colever.optimizers.lever import NullProgress, Progress, Staged
-from colever.optimizers.statistics import mean_over_seeds, paired_effect, seeds_effect
+from colever.optimizers.statistics import mean_over_seeds, paired_effect, seeds_effect, shared_means
 from colever.optimizers.store import EvaluationStore, RoundStore, read_sealed, write_sealed
+from colever.optimizers.tuning_plan import TuningPlan, cut
+from colever.samples import SampledRollout
 from colever.tasks.judges import open_judges, with_judge
 from colever.tasks.rubric_file import load_rubric
 from colever.tasks.rubric_tables import Tables, changes, write_tables
@@ -51,28 +52,6 @@ if TYPE_CHECKING:
     from colever.tasks.task import Task
 
 SPLIT = "tuning"
-FEWEST = 8  # examples in each part of train
-
-
-@dataclass(frozen=True)
-class TuningPlan:
-    """How long to try. Raises UsageError for what makes no sense."""
-
-    schedule: str = "w"
-    trials: int = 12  # rubrics, the own one among them
-    designs: int = 4  # of them written by the proposer, where there is one
-    share: float = 0.5  # of train, for the tuning split
-    seeds: int = 3  # fresh training seeds for own and tuned; 0: test is not read
-
-    def __post_init__(self) -> None:
-        for name, fine, accepted in (
-            ("trials", self.trials >= 2, "2 or more: the own rubric is the first"),
-            ("designs", self.designs >= 0, "0 or more"),
-            ("share", 0 < self.share < 1, "a number between 0 and 1"),
-            ("seeds", self.seeds >= 0, "0 or more"),
-        ):
-            if not fine:
-                raise UsageError(f"--{name} {getattr(self, name)}: accepted: {accepted}")
 
 
 def tune(
@@ -102,23 +81,12 @@ def tune(
         made = levers or levers_for(config, engine)
         run = _Run(config, task, [dict(t) for t in tables], engine, folder, plan, made, proposer, bench,
                    progress or NullProgress())  # fmt: skip
+        run.scored_by(tables, run.file("given"))  # a rubric that cannot be read claims no folder
         run.claim()
         found = run.run()
         write_tables(found.tuned.tables, folder / "tuned.yaml", _head(found))
         write_sealed(folder / "tuning.json", found.to_json())
     return found
-
-
-def cut(rows: Sequence[Any], share: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """(for the levers, for tuning): train in two parts, drawn by the seed, each in its own order. Raises TaskError."""
-    size = round(share * len(rows))
-    if min(size, len(rows) - size) < FEWEST:
-        raise TaskError(
-            f"train has {len(rows)} examples, of which {size} would be for tuning; accepted: at least {FEWEST} for "
-            "each of the levers and tuning"
-        )
-    chosen = set(random.Random(seed).sample(range(len(rows)), size))
-    return [r for i, r in enumerate(rows) if i not in chosen], [r for i, r in enumerate(rows) if i in chosen]
 
 
 @contextmanager
@@ -132,6 +100,11 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _of_criterion(error: TaskError) -> bool:
+    """Whether it is a rubric's criterion that broke on an answer, no gold and no program."""
+    return str(error).startswith("criterion ")
 
 
 def _head(found: Tuning) -> str:
@@ -165,6 +138,7 @@ class _Run:
     bench: Bench
     progress: Progress
     tried: list[TriedRubric] = field(default_factory=list)
+    pulled: dict[int, _Pulled] = field(default_factory=dict)  # by the rubric's number
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -177,8 +151,12 @@ class _Run:
 
     def claim(self) -> None:
         """Raises UsageError where the folder's tuning began from something else."""
-        free = {"budget", "dollars_per_hour", "trials", "study", "remote", "rubric", "data", "schedules"}
-        settings = {k: v for k, v in self.config.model_dump(mode="json").items() if k not in free}
+        free = self.config.resumable | {"rubric", "data", "schedules"}
+        settings = {
+            key: {k: v for k, v in value.items() if f"{key}.{k}" not in free} if isinstance(value, dict) else value
+            for key, value in self.config.model_dump(mode="json").items()
+            if key not in free
+        }
         plan = {k: v for k, v in asdict(self.plan).items() if k not in ("trials", "seeds")}
         key = digest_of([settings, plan, self.seen.digest(), [dict(t) for t in self.tables], self.engine.digest])
         file = self.folder / "begun.json"
@@ -196,21 +174,19 @@ class _Run:
             )
 
     def run(self) -> Tuning:
-        order = self.plan.schedule
-        base = self._evaluator(self.seen, self.config.seed)(self.seen.base_candidate(), SPLIT, budget=self.budget)
-        evaluations: dict[int, Evaluation] = {}
+        order, base = self.plan.schedule, self._base(SPLIT)
         try:
             for number in range(self.plan.trials):
-                self._try(number, evaluations)
+                self._try(number)
         except BudgetExhausted as error:
-            if len(evaluations) < 2:
+            if len(self.pulled) < 2:
                 raise
             self.notes.append(f"Stopped at rubric {len(self.tried)} of {self.plan.trials}: {error}.")
-        best = max(evaluations, key=lambda n: (evaluations[n].gold or 0.0, -n))
+        best, golds = self._best(), {number: pulled.found.golds for number, pulled in self.pulled.items()}
         found = Tuning(
             self.config.study_name, self.config.task, self.config.model, order, len(self.seen.train),
             len(self.seen.watched[SPLIT]), base.gold or 0.0, tuple(self.tried), best,
-            paired_effect([(1, evaluations[best].golds), (-1, evaluations[0].golds)]) if best else None,
+            paired_effect([(1, golds[best]), (-1, golds[0])]) if best else None,
         )  # fmt: skip
         if best:
             found = self._confirmed(found)
@@ -218,12 +194,12 @@ class _Run:
 
     # --- one rubric --------------------------------------------------------------------------------
 
-    def _try(self, number: int, evaluations: dict[int, Evaluation]) -> None:
+    def _try(self, number: int) -> None:
         """Propose a rubric, pull the levers under it, read gold on the tuning split."""
         told = Staged(self.progress, f"rubric {number + 1} of {self.plan.trials}")
-        how, tables, why = self._proposed(number, evaluations, told)
+        how, tables, why = self._proposed(number, told)
         try:
-            task = self.scored_by(tables, self._file(number)) if not why else self.own
+            task = self.scored_by(tables, self.file(number)) if not why else self.own
         except TaskError as error:  # of a search: no criterion with a weight, say
             if number == 0:
                 raise
@@ -233,32 +209,33 @@ class _Run:
             return
         said = tuple(changes(self.own.rubric, task.rubric))
         made = TriedRubric(number, how, said, tuple(tables), task.rubric.digest())
-        pulled = self._pulled(task, self.config.seed, SPLIT, told)
-        evaluations[number] = after = pulled.found
+        try:
+            pulled = self._pulled(task, self.config.seed, SPLIT, told)
+        except TaskError as error:
+            if number == 0 or not _of_criterion(error):
+                raise
+            self.tried.append(replace(made, error=f"{error}: a run under this rubric ends there"))
+            return
+        self.pulled[number], after = pulled, pulled.found
         kept = sum(record.accepted for record in pulled.rounds)
         failures = after.policy_failures
         self.tried.append(replace(made, gold=after.gold, kept=kept, policy_failures=failures, error=pulled.error))
 
-    def _proposed(
-        self, number: int, evaluations: dict[int, Evaluation], told: Progress
-    ) -> tuple[How, list[dict[str, Any]], str]:
+    def _proposed(self, number: int, told: Progress) -> tuple[How, list[dict[str, Any]], str]:
         """(how, tables, why there are none)."""
         if number == 0:
             return "own", list(map(dict, self.tables)), ""
         if self.proposer is not None and number <= self.plan.designs:
             told.update(0, 1, "the proposer designs it")
             designer = Designer(self.proposer, self.own, self.budget, self.folder, self.config.seed, self.engine)
-            best = max(evaluations, key=lambda n: (evaluations[n].gold or 0.0, -n))
-            failing = self._rollouts(self.tried[best].tables)
-            tables, why = designer.design(number, self.tried, failing, self.scored_by)
+            tables, why = designer.design(number, self.tried, self._rollouts(self._best()), self.scored_by)
             return "design", tables, why
         return "search", self._searched(number), ""
 
     def _searched(self, number: int) -> list[dict[str, Any]]:
         """Weights and gates, from the best of what was no search."""
-        roots = [t for t in self.tried if t.how != "search" and t.gold is not None]
-        root = max(roots, key=lambda t: (t.gold or 0.0, -t.number))
-        rubric = self.scored_by(root.tables, self._file(root.number)).rubric
+        root = self.tried[self._best([t.number for t in self.tried if t.how != "search" and t.number in self.pulled])]
+        rubric = self.scored_by(root.tables, self.file(root.number)).rubric
         known = [(rubric_space.point(rubric), root.gold or 0.0)]
         for earlier in self.tried:
             if earlier.how == "search" and earlier.gold is not None:
@@ -275,32 +252,39 @@ class _Run:
         open_judges(task, self.bench)
         return task
 
-    def _file(self, which: int | str) -> Path:
+    def file(self, which: int | str) -> Path:
         return self.folder / "rubrics" / f"{which}.yaml"
 
     @cached_property
     def own(self) -> Task:
-        return self.scored_by(self.tables, self._file(0))
+        return self.scored_by(self.tables, self.file(0))
 
-    def _rollouts(self, tables: Tables) -> Any:
-        """Those of the tuning split after the pulls under a rubric that was tried; read from the stores."""
-        task = self.scored_by(tables, self._file("best"))
-        pulled = self._pulled(task, self.config.seed, SPLIT, NullProgress(), spared=True)
-        return self._evaluator(task, self.config.seed).rollouts(pulled.candidate, SPLIT)
+    def _best(self, among: Sequence[int] = ()) -> int:
+        """By gold over the examples that got a value under every rubric: no rubric gains by those that it lost."""
+        numbers = among or list(self.pulled)
+        means = zip(numbers, shared_means([self.pulled[n].found.golds for n in numbers]), strict=True)
+        return max(means, key=lambda found: (found[1], -found[0]))[0]
+
+    def _rollouts(self, number: int) -> Sequence[SampledRollout]:
+        """Those of the tuning split after the pulls under a rubric that was tried."""
+        task = self.scored_by(self.tried[number].tables, self.file("best"))
+        return self._evaluator(task, self.config.seed).rollouts(self.pulled[number].candidate, SPLIT)
 
     # --- pulls -------------------------------------------------------------------------------------
 
     def _evaluator(self, task: Task, seed: int) -> Evaluator:
         return Evaluator.of(task, self.engine, self.stored, seed, len(task.watched[SPLIT]))
 
-    def _pulled(self, task: Task, seed: int, split: str, told: Progress, *, spared: bool = False) -> _Pulled:
+    def _base(self, split: str) -> Evaluation:
+        return self._evaluator(self.own, self.config.seed)(self.own.base_candidate(), split, budget=self.budget)
+
+    def _pulled(self, task: Task, seed: int, split: str, told: Progress) -> _Pulled:
         """The schedule's rounds under the task's rubric, and what they made on a split.
 
-        A stored round is charged like one that is run, unless it was before (``spared``). Where a pull fails, because
-        all rewards are alike, say, its parent stays.
+        A stored round is charged like one that is run. Where a pull fails, because all rewards are alike, say, or one
+        passes what a round may cost, its parent stays.
         """
         evaluator, base, budget = self._evaluator(task, seed), task.base_candidate(), self.budget
-        budget = Budget() if spared else budget
         size, total = len(task.dev), len(task.examples(split))
         evaluator(base, budget=budget, on_done=lambda done: told.update(done, size, "base on dev"))
         rounds, error = list[RoundRecord](), ""
@@ -317,6 +301,10 @@ class _Run:
                 evaluator, self.rounds, budget=budget, round_caps=self.config.round_budget, on_round=on_round,
                 progress=told,
             )  # fmt: skip
+        except BudgetExhausted as capped:
+            if capped.ledger is budget:
+                raise
+            error = f"round_{capped}"  # a cap on each round: other rubrics may fit
         except LeverError as failed:
             error = str(failed)
         last = rounds[-1].kept if rounds else base
@@ -328,9 +316,12 @@ class _Run:
         runs: dict[str, list[Sequence[float | None]]] = {"own": [], "tuned": []}
         tasks = {
             "own": self.own,
-            "tuned": self.scored_by(found.tuned.tables, self._file(found.best)),
+            "tuned": self.scored_by(found.tuned.tables, self.file(found.best)),
         }
+        if not self.plan.seeds:
+            return found
         try:
+            base = self._base("test")
             for place in range(1, self.plan.seeds + 1):
                 pair = {}
                 for name, task in tasks.items():
@@ -341,11 +332,12 @@ class _Run:
                         self.notes.append(f"{name} rubric, fresh seed {place}: a pull failed: {pulled.error}.")
                 for name, golds in pair.items():
                     runs[name].append(golds)
-        except BudgetExhausted as error:
+        except (BudgetExhausted, TaskError) as error:
+            if isinstance(error, TaskError) and not _of_criterion(error):
+                raise
             self.notes.append(f"Fresh seeds end at {len(runs['tuned'])} of {self.plan.seeds}: {error}.")
         if not runs["tuned"]:
             return found
-        base = self._evaluator(self.own, self.config.seed)(self.own.base_candidate(), "test", budget=self.budget)
         read: dict[str, list[Sequence[float | None]]] = {"base": [base.golds] * len(runs["own"]), **runs}
         test = {name: estimate for name, golds in read.items() if (estimate := mean_over_seeds(golds)) is not None}
         bought = seeds_effect([(1, runs["tuned"]), (-1, runs["own"])])

@@ -15,7 +15,8 @@ import yaml
 
 from colever.errors import TaskError
 from colever.tasks.rubric import Criterion, Rubric
-from colever.tasks.rubric_text import read_tables
+from colever.tasks.rubric_text import NUMBERS, read_tables
+from colever.tasks.source import code_digest
 
 Tables = Sequence[Mapping[str, Any]]
 ENDINGS = (".yaml", ".yml")
@@ -65,7 +66,7 @@ def _changed(old: Criterion, new: Criterion, before: float, after: float) -> Ite
     for field in ("gate", "clip", "stage", "form", "hint", "predictor"):
         if getattr(old, field) != getattr(new, field):
             yield f"{field} {_said(getattr(old, field))} → {_said(getattr(new, field))}"
-    if old.check is not new.check and repr(old.check) != repr(new.check):
+    if old.check is not new.check and code_digest(old.check) != code_digest(new.check):
         yield "another check"
 
 
@@ -91,7 +92,10 @@ def _rooted(table: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Without anchors, which a rubric's file may not have."""
+    """Without anchors, which a rubric's file may not have; a text that would be read as a number is quoted."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+_Dumper.add_implicit_resolver(*NUMBERS)

@@ -24,6 +24,7 @@ _INNER = re.compile(r"""\s*\[\[?\s*["']?criterion["']?\s*\.\s*["']?([\w-]+)""")
 _HEADER = re.compile(r"""\s*\[\[?[\w."' -]+\]\]?\s*(#.*)?$""")
 _KEY = re.compile(r"""\s*["']?([\w-]+)["']?\s*[=.]""")
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+NUMBERS = ("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))  # that YAML 1.1 takes for texts
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-4 as a number, as TOML does."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+_Loader.add_implicit_resolver(*NUMBERS)
 
 
 def _of_yaml(text: str) -> tuple[Any, list[Table]]:

@@ -12,21 +12,30 @@ from typing import Any
 import dspy
 import pytest
 from filelock import FileLock
-from scripted_openai import ScriptedOpenAI
+from judging import judge
+from judging import script as judged
+from judging import settings as judging
+from scripted_openai import Fault, ScriptedOpenAI
 from toy import ToyEngine, ToyWeightLever, ToyWeightSettings, right, toy_task
 
 from colever.config import ProposerSettings, SweepConfig
-from colever.errors import BudgetExhausted, TaskError, UsageError
+from colever.engines.bench import seated
+from colever.errors import BudgetExhausted, ColeverError, TaskError, UsageError
 from colever.optimizers import rubric_space
+from colever.optimizers.budget import Budget
+from colever.optimizers.designer import Designer
 from colever.optimizers.prompt_lever import PromptLever
 from colever.optimizers.proposer import open_proposer
-from colever.optimizers.tuning import TuningPlan, cut, tune
+from colever.optimizers.statistics import shared_means
+from colever.optimizers.tuning import tune
+from colever.optimizers.tuning_plan import TuningPlan, cut
 from colever.tasks.rubric import Criterion, Rubric
 from colever.tasks.rubric_file import load_rubric
 from colever.tasks.rubric_tables import changes, tables_in, tables_of, write_tables
 from colever.tasks.task import Task
 from colever.tracking import store
-from colever.tuned import Tuning
+from colever.tracking.tuning import track
+from colever.tuned import TriedRubric, Tuning
 
 
 def wrong(example: dspy.Example, prediction: dspy.Prediction, steps: Any) -> float:
@@ -191,6 +200,28 @@ def test_a_budget_that_ends_is_said(tmp_path: Path, found: tuple[Tuning, Path]) 
     assert tuned(tmp_path).tried == found[0].tried  # with the budget lifted it goes on
 
 
+def test_a_cap_reached_among_the_fresh_seeds_keeps_what_was_found(tmp_path: Path, found: tuple[Tuning, Path]) -> None:
+    tuning = tuned(tmp_path, config=config(budget={"rollouts": found[0].cost.rollouts - 1}))
+    assert tuning.tried == found[0].tried
+    assert tuning.seeds == 1
+    assert tuning.bought is not None
+    assert tuning.bought.over == "examples"
+    assert "Fresh seeds end at 1 of 2" in tuning.notes[0]
+
+
+def test_a_cap_on_each_round_ends_a_pull_and_not_the_tuning(tmp_path: Path) -> None:
+    tuning = tuned(tmp_path, plan=replace(PLAN, trials=2), config=config(round_budget={"rollouts": 5}))
+    assert [t.gold for t in tuning.tried] == [tuning.base] * 2
+    assert all(t.error.startswith("round_budget: rollouts=5 is reached") for t in tuning.tried)
+
+
+def test_a_rubric_that_cannot_be_read_claims_no_folder(tmp_path: Path) -> None:
+    tables = tables_of(MISLED)
+    with pytest.raises(TaskError, match="unknown key 'wieght'"):
+        tuned(tmp_path, tables=[{**tables[0], "wieght": 1.0}, *tables[1:]])
+    assert tuned(tmp_path, tables=tables, plan=replace(PLAN, trials=2, seeds=0)).own.gold is not None
+
+
 @pytest.mark.parametrize(
     ("task", "plan", "message"),
     [
@@ -295,6 +326,111 @@ def test_an_interrupted_design_asks_nothing_twice(tmp_path: Path) -> None:
     assert second.tried == first.tried
 
 
+def test_a_pull_that_failed_is_not_run_again_for_the_next_design(tmp_path: Path) -> None:
+    pulls = []
+
+    class Failing(ToyWeightLever):
+        def improve(self, *given: Any) -> Any:
+            pulls.append(given)
+            raise RuntimeError("all groups are constant")
+
+    def made(prompt: Any, weights: Any) -> dict[Any, Any]:
+        return {"weights": Failing(ToyWeightSettings())}
+
+    plan = TuningPlan("w", trials=3, designs=2, seeds=0)
+    with ScriptedOpenAI([wrapped(DESIGN), wrapped(DESIGN)]) as server:
+        settings = ProposerSettings(model=f"scripted@{server.address}", retry_wait=0.01)
+        lm = open_proposer(settings, ToyEngine())
+        tune(config(), misled_task(), tables_of(MISLED), ToyEngine(), tmp_path, plan, levers=made, proposer=lm)  # type: ignore[arg-type]
+    assert len(pulls) == 3
+
+
+def test_a_design_that_breaks_on_an_answer_is_left_out_and_the_rest_goes_on(tmp_path: Path) -> None:
+    task = misled_task(train=[dspy.Example(**r, note=r.answer).with_inputs("question") for r in toy_task().train])
+    breaks = DESIGN.replace("{name: right, kind: task,", "{name: right, kind: exact, field: answer, label: note,")
+    plan = TuningPlan("p", trials=3, designs=1, seeds=0)
+    with ScriptedOpenAI([wrapped(breaks)]) as server:
+        settings = ProposerSettings(model=f"scripted@{server.address}", retry_wait=0.01)
+        tuning = tuned(tmp_path, task, plan, proposer=open_proposer(settings, ToyEngine()))
+    assert tuning.tried[1].gold is None
+    assert "criterion 'right'" in tuning.tried[1].error
+    assert tuning.tried[2].gold is not None
+
+
+def test_a_design_may_have_what_the_own_rubric_has_and_no_other_code(tmp_path: Path) -> None:
+    (tmp_path / "checks.py").write_text(
+        "def exact(example, prediction, steps):\n    return prediction.answer == example.answer\n"
+    )
+    own = [{"name": "mine", "kind": "python", "check": f"{tmp_path / 'checks.py'}:exact"}, *tables_of(MISLED)]
+    smuggled = "criterion:\n  - {name: mine, kind: task, check: 'os:system', weight: 1.0}"
+    good = "criterion:\n  - {name: renamed, kind: task, criterion: mine, weight: 0.7}\n  - {name: right, kind: task}"
+    plan = TuningPlan("p", trials=2, designs=1, seeds=0)
+    with ScriptedOpenAI([wrapped(smuggled), wrapped(good)]) as server:
+        settings = ProposerSettings(model=f"scripted@{server.address}", retry_wait=0.01)
+        tuning = tuned(tmp_path, plan=plan, tables=own, proposer=open_proposer(settings, ToyEngine()))
+    assert not tuning.tried[1].error
+    assert "unknown key 'check'" in server.prompts[1]
+    assert tuning.tried[1].tables[0] == {**own[0], "name": "renamed", "weight": 0.7}
+
+
+def test_a_task_whose_labels_make_no_answers_may_have_designs(tmp_path: Path) -> None:
+    def rows(of: Sequence[dspy.Example]) -> list[dspy.Example]:
+        return [dspy.Example(question=r.question, truth=r.answer).with_inputs("question") for r in of]
+
+    def true(example: dspy.Example, prediction: dspy.Prediction, steps: Any = ()) -> float:
+        return float(prediction.answer.strip() == example.truth)
+
+    toy = toy_task()
+    rubric = Rubric([Criterion("right", true), Criterion("digits", digits)])
+    task = toy_task(rubric=rubric, gold=true, train=rows(toy.train), dev=rows(toy.dev), test=rows(toy.test), watched={})
+    plan = TuningPlan("p", trials=2, designs=1, seeds=0)
+    with ScriptedOpenAI([wrapped(DESIGN)]) as server:
+        settings = ProposerSettings(model=f"scripted@{server.address}", retry_wait=0.01)
+        tuning = tuned(tmp_path, task, plan, proposer=open_proposer(settings, ToyEngine()))
+    assert not tuning.tried[1].error
+
+
+def test_what_judges_cost_when_a_design_is_tried_out_counts_and_is_capped(tmp_path: Path) -> None:
+    text = "criterion:\n  - {name: quality, kind: task}\n  - {name: right, kind: task}"
+    with ScriptedOpenAI(judged) as server, ScriptedOpenAI([wrapped(text)] * 2) as proposer, seated(judging()):
+        task = toy_task(rubric=Rubric([Criterion("quality", judge(server)), Criterion("right", right)]))
+        own = TriedRubric(0, "own", (), tuple(tables_of(task.rubric)), gold=0.5)
+        settings = ProposerSettings(model=f"scripted@{proposer.address}", retry_wait=0.01)
+        lm = open_proposer(settings, ToyEngine())
+
+        def scored_by(tables: Any, file: Path) -> Task:
+            write_tables(tables, file)
+            return replace(task, rubric=load_rubric(file, task))
+
+        capped = Budget({"judge_calls": 3})
+        with pytest.raises(BudgetExhausted):
+            Designer(lm, task, capped, tmp_path / "a", 0, ToyEngine()).design(1, [own], (), scored_by)  # type: ignore[arg-type]
+        assert capped.spent.judge_calls == len(server.asked) == 3
+        free = Budget()
+        tables, why = Designer(lm, task, free, tmp_path / "b", 0, ToyEngine()).design(1, [own], (), scored_by)  # type: ignore[arg-type]
+        assert tables, why
+        assert 8 < free.spent.judge_calls == len(server.asked) < 80
+
+
+def test_a_proposer_that_fails_ends_it_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    plan = TuningPlan("p", trials=2, designs=1, seeds=0)
+    with ScriptedOpenAI([wrapped(DESIGN)], faults=[Fault(status=401)]) as server:
+        settings = ProposerSettings(model=f"scripted@{server.address}", retry_wait=0.01)
+        made = config(proposer=settings.model_dump())
+        with pytest.raises(ColeverError, match="scripted fault"):
+            tuned(tmp_path, plan=plan, config=made, proposer=open_proposer(settings, ToyEngine()))
+        tuning = tuned(tmp_path, plan=plan, config=made, proposer=open_proposer(settings, ToyEngine()))
+    assert not tuning.tried[1].error
+
+
+def test_how_a_proposer_is_reached_may_change(tmp_path: Path) -> None:
+    plan = replace(PLAN, trials=2, seeds=0)
+    for wait in (0.01, 0.02):
+        tuned(tmp_path, plan=plan, config=config(proposer={"model": "scripted@http://one/v1", "retry_wait": wait}))
+    with pytest.raises(UsageError, match="another --study name"):
+        tuned(tmp_path, plan=plan, config=config(proposer={"model": "scripted@http://two/v1"}))
+
+
 # --- parts -----------------------------------------------------------------------------------------
 
 
@@ -328,6 +464,45 @@ def test_tables_are_written_and_read_as_any_rubrics_file(tmp_path: Path) -> None
         write_tables(tables_in(file), tmp_path / "tuned.toml")
     with pytest.raises(TaskError, match="cannot be written"):
         write_tables(tables_in(file), tmp_path / "nowhere" / "tuned.yaml")
+
+
+def test_a_text_that_looks_like_a_number_stays_a_text(tmp_path: Path) -> None:
+    tables = [
+        {"name": n, "kind": "task", "criterion": "right"} for n in ("1e-4", "on", "2024-01-01", "1_0", "ü\u2028x")
+    ]
+    write_tables([{**t, "weight": 1e-5} for t in tables], tmp_path / "t.yaml")
+    assert tables_in(tmp_path / "t.yaml") == [{**t, "weight": 1e-5} for t in tables]
+
+
+def test_a_check_of_a_file_is_the_same_check_when_it_is_read_again(tmp_path: Path) -> None:
+    (tmp_path / "checks.py").write_text("def a(e, p, s):\n    return 1.0\n\n\ndef b(e, p, s):\n    return 0.0\n")
+    file = tmp_path / "own.yaml"
+    file.write_text("criterion:\n  - {name: a, kind: python, check: 'checks.py:a'}\n")
+    before = load_rubric(file)
+    assert changes(before, load_rubric(file)) == []
+    file.write_text("criterion:\n  - {name: a, kind: python, check: 'checks.py:b'}\n")
+    assert changes(before, load_rubric(file)) == ["a: another check"]
+
+
+def test_means_are_over_the_examples_that_all_know() -> None:
+    assert shared_means([[1.0, None, 0.0], [1.0, 0.0, 1.0]]) == [0.5, 1.0]
+    assert shared_means([[None], [1.0]]) == [0.0, 0.0]
+
+
+def test_a_tuning_told_again_with_other_figures_is_tracked_with_the_later_ones(
+    found: tuple[Tuning, Path], tmp_path: Path, empty_home: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(empty_home, home)
+    for name in ("tuned.yaml", "tuning.json", "tuning.png"):
+        (tmp_path / name).write_text("")
+    bought = found[0].bought
+    assert bought is not None
+    for value in (0.3, 0.1, 0.2):
+        track(replace(found[0], bought=replace(bought, value=value)), home, tmp_path)
+    client = store.open_client(home)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()], "tags.kind = 'tuning'")
+    assert [r.data.metrics["gain/rubric"] for r in runs] == [0.2]
 
 
 # --- the command -----------------------------------------------------------------------------------
@@ -376,6 +551,7 @@ def test_the_command_tells_writes_and_tracks(
     [
         (["--out", "tuned.toml"], "--out tuned.toml: accepted: a file in a folder that exists, that ends in .yaml"),
         (["--out", "nowhere/t.yaml"], "--out nowhere/t.yaml"),
+        (["--out", "folder.yaml"], "--out folder.yaml"),
         (["--schedule", "adaptive"], "adaptive"),
         (["--schedule", "x"], "'x' is no lever"),
         (["--trials", "1"], "--trials 1"),
@@ -383,9 +559,35 @@ def test_the_command_tells_writes_and_tracks(
     ],
 )
 def test_wrong_flags_are_told_before_anything_runs(
-    flags: Sequence[str], message: str, run: Callable[..., tuple[int, str, str]], tmp_path: Path
+    flags: Sequence[str],
+    message: str,
+    run: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.yaml").mkdir()
     status, _, said = run("rubric", "tune", "arithmetic", *flags, "--home", tmp_path / "home")
     assert status == 2
     assert message in said
+    assert not (tmp_path / "home" / "tunings").exists()
+
+
+def test_a_home_that_is_a_file_is_named(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    status, _, said = run("rubric", "tune", "arithmetic", "--home", tmp_path / "file")
+    assert status == 2
+    assert f"--home {tmp_path / 'file'}: cannot be made" in said
+
+
+@pytest.mark.parametrize("flag", [["--rubric"], ["--set", "rubric="]])
+def test_a_rubric_is_refused_by_its_own_name(
+    flag: list[str], run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("criterion:\n  - {name: answer, kind: task, wieght: 1}\n")
+    given = [*flag[:-1], f"{flag[-1]}{file}"] if flag[-1].endswith("=") else [*flag, file]
+    status, _, said = run("rubric", "tune", "arithmetic", *given, "--home", tmp_path / "home")
+    assert status == 2
+    assert f"{file}: line 2: criterion 'answer': unknown key 'wieght'" in said
     assert not (tmp_path / "home" / "tunings").exists()

@@ -163,6 +163,6 @@ class _Runs:
     def log(self, run: str, points: dict[str, float], tags: dict[str, str]) -> None:
         from mlflow.entities import Metric, RunTag
 
-        started = self.client.get_run(run).info.start_time
-        metrics = [Metric(key, value, started, 0) for key, value in points.items()]
+        known, now = self.client.get_run(run).data.metrics, round(1000 * time.time())  # of two, the later one counts
+        metrics = [Metric(key, value, now, 0) for key, value in points.items() if known.get(key) != value]
         self.client.log_batch(run, metrics=metrics, tags=[RunTag(key, value) for key, value in tags.items()])

@@ -14,7 +14,8 @@ from toy import ToyEngine
 
 from colever.config import ProposerSettings
 from colever.optimizers.proposer import open_proposer
-from colever.optimizers.tuning import TuningPlan, tune
+from colever.optimizers.tuning import tune
+from colever.optimizers.tuning_plan import TuningPlan
 from colever.tasks.rubric_tables import tables_of
 
 
