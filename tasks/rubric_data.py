@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
 from pydantic import PydanticUserError, TypeAdapter
 from pydantic_core import PydanticSerializationError
 
 from colever.tasks.criteria import KINDS
 from colever.tasks.description import is_own
 from colever.tasks.rubric import Criterion, Rubric
+from colever.tasks.rubric_tables import as_yaml
 from colever.tasks.rubric_text import read_tables
 from colever.tasks.source import code_digest
 
@@ -54,15 +54,7 @@ def rubric_data(rubric: Rubric, file: Path | str | None = None) -> RubricData:
     files: list[Path] = []
     if file is not None:
         tables, files = _of_file(Path(file))
-    text = yaml.dump({"criterion": tables}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    return RubricData(text, rubric.digest(), code, tuple(files))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Without anchors, which a rubric's file may not have."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+    return RubricData(as_yaml(tables), rubric.digest(), code, tuple(files))
 
 
 def _of_file(file: Path) -> tuple[list[dict[str, Any]], list[Path]]:

@@ -37,7 +37,7 @@ def write_tables(tables: Tables, file: Path, head: str = "") -> None:
     if file.suffix not in ENDINGS:
         raise TaskError(f"{file}: a rubric is written as YAML; accepted: a name that ends in {' or '.join(ENDINGS)}")
     said = "".join(f"# {line}\n" for line in head.splitlines())
-    text = yaml.dump({"criterion": [dict(t) for t in tables]}, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    text = as_yaml(tables)
     partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         partial.write_text(said + text, encoding="utf-8")
@@ -45,6 +45,13 @@ def write_tables(tables: Tables, file: Path, head: str = "") -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise TaskError(f"{file}: cannot be written: {error.strerror or error}") from error
+
+
+def as_yaml(tables: Tables) -> str:
+    """The text of a rubric's file."""
+    return yaml.dump(
+        {"criterion": [dict(t) for t in tables]}, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120
+    )
 
 
 def changes(before: Rubric, after: Rubric) -> list[str]:
