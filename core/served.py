@@ -57,12 +57,13 @@ class ServedProgram:
 
     def _open(self) -> tuple[Any, Any]:
         if self._opened is None:
-            from colever.config import RemoteSettings
+            from colever.config import EngineSettings, RemoteSettings
             from colever.engines.lm import open_policy
             from colever.tasks.load import load_task
 
             task = load_task(self.name, self.data)
-            self._opened = task, open_policy(self.model, RemoteSettings(), **self.engine_settings)
+            in_process = EngineSettings(**self.engine_settings | {"kind": "transformers"})
+            self._opened = task, open_policy(self.model, RemoteSettings(), in_process)
         return self._opened
 
 

@@ -61,7 +61,7 @@ def rubric_tune(
     )
     with interruptible(RESUMES):
         given = tables_in(Path(rubric)) if rubric else None
-        loaded, engine = open_study(config)
+        loaded, engine = open_study(config, home)
         tables = tables_of(loaded.rubric) if given is None else given
         proposer = open_proposer(config.proposer, engine) if designs else None
         if proposer is not None:
