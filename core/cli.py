@@ -51,6 +51,9 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="seed, a checkpoint folder, a hub name, or api:openai/gpt-5-mini (docs/remote.md)."),
 ]
+EngineOption = Annotated[
+    str | None, typer.Option("--engine", help="What samples: transformers, in this process, or vllm (docs/vllm.md).")
+]
 PromptModelOption = Annotated[
     str | None,
     typer.Option("--prompt-model", help="Who writes prompts: policy, openai/gpt-5-mini, or NAME@http://HOST:PORT/v1."),
@@ -96,6 +99,7 @@ def evaluate_command(
     data: DataOption = None,
     rubric: RubricOption = None,
     model: ModelOption = None,
+    kind: EngineOption = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N examples.")] = None,
     candidate: Annotated[
         Path | None, typer.Option("--candidate", help="A candidate's JSON, or a bundle; default: the base.")
@@ -106,7 +110,7 @@ def evaluate_command(
     as_json: JsonOption = False,
 ) -> None:
     """Score the program on one split: the base, or a candidate."""
-    resolved = _config(config, settings, None, task=task, data=data, rubric=rubric, model=model, seed=seed)
+    resolved = _config(config, settings, None, kind=kind, task=task, data=data, rubric=rubric, model=model, seed=seed)
     with interruptible("nothing was stored"):
         loaded, engine = open_study(resolved)
         if split not in ("train", "dev", "test", *loaded.watched):
@@ -130,6 +134,7 @@ def optimize(
     data: DataOption = None,
     rubric: RubricOption = None,
     model: ModelOption = None,
+    kind: EngineOption = None,
     study: StudyOption = None,
     seed: SeedOption = None,
     budget: BudgetOption = None,
@@ -145,7 +150,7 @@ def optimize(
 
     check_schedule(schedule)
     resolved = _config(
-        config, settings, budget, prompt_model, on_hacking, task=task, data=data, rubric=rubric, model=model,
+        config, settings, budget, prompt_model, on_hacking, kind, task=task, data=data, rubric=rubric, model=model,
         study=study, seed=seed, trials=1, schedules=[schedule],
     )  # fmt: skip
     if resolved.study is None:
@@ -164,6 +169,7 @@ def sweep(
     start: Annotated[
         str | None, typer.Option("--from", metavar="DIR", help="Start from an exported candidate.")
     ] = None,
+    kind: EngineOption = None,
     study: StudyOption = None,
     seed: SeedOption = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Training seeds, from --seed on: a study each.")] = 1,
@@ -188,7 +194,7 @@ def sweep(
     def resolved(name: str) -> SweepConfig:
         flags: dict[str, Any] = {"task": name, "data": data, "rubric": rubric, "model": model}
         flags |= {"start": start, "study": study, "seed": seed, "trials": trials}
-        return _config(config, settings, budget, prompt_model, on_hacking, **flags)
+        return _config(config, settings, budget, prompt_model, on_hacking, kind, **flags)
 
     configs = several([resolved(name) for name in (BUNDLED if task == "all" else [task])], seeds)
     if not configs[0].trainable:
@@ -349,6 +355,7 @@ def _config(
     budget: list[str] | None,
     prompt_model: str | None = None,
     on_hacking: str | None = None,
+    kind: str | None = None,
     **flags: Any,
 ) -> SweepConfig:
     from colever.loading import load_config, parse_pairs
@@ -356,6 +363,7 @@ def _config(
     caps = {f"budget.{key}": value for key, value in parse_pairs(budget or [], "--budget").items()}
     asked = {} if prompt_model is None else {"proposer.model": prompt_model}
     asked |= {} if on_hacking is None else {"guard.on_hacking": on_hacking}
+    asked |= {} if kind is None else {"engine.kind": kind}
     return load_config(file, flags=flags, overrides={**parse_pairs(settings or [], "--set"), **asked, **caps})
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_origin
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from colever.engine_settings import EngineSettings
 from colever.errors import UsageError
+from colever.setting import Settings
+from colever.setting import setting as _setting
 
 ADAPTIVE = "adaptive"
 PROMPT_WAYS = ("choice", "instructions", "fewshot", "knn", "mipro", "gepa", "simba", "copro")
@@ -23,32 +26,10 @@ MINIBATCH = 3  # examples of one of gepa's reflections, as gepa has it
 API = "api:"  # what the name of a policy behind an API begins with
 UNTRAINABLE = "API models cannot be trained here: the weight lever is left out"
 LEVER_LETTERS: dict[str, Literal["prompt", "weights"]] = {"p": "prompt", "w": "weights"}
-_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 CAPS = (
     *("rollouts", "prompt_tokens", "completion_tokens", "trained_tokens", "flops", "seconds", "dollars"),
     *("proposer_calls", "proposer_tokens", "judge_calls", "judge_tokens"),
 )
-
-
-class Settings(BaseModel):
-    """Frozen, and strict about its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML 1.1 reads 1e2 as text, and on and off as booleans: here they are what the field takes."""
-        kind = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and get_origin(kind) is Literal:
-            return "on" if value else "off"
-        numeric = kind in (int, float) and isinstance(value, str) and _EXPONENT.fullmatch(value)
-        return float(value) if numeric else value
-
-
-def _setting(default: Any, description: str, **bounds: Any) -> Any:
-    """A field that says what it is: docs/settings.md is made of these lines."""
-    return Field(default=default, description=description, **bounds)
 
 
 class PromptSettings(Settings):
@@ -123,22 +104,6 @@ class WeightSettings(Settings):
                 "accepted with it: peft lora, dora or auto"
             )
         return self
-
-
-class EngineSettings(Settings):
-    """The in-process engine."""
-
-    device: str = _setting("auto", "auto, cpu, or cuda")
-    dtype: Literal["float32", "bfloat16", "float16"] = _setting("float32", "of weights and activations")
-    quantization: Literal["none", "nf4"] = _setting(
-        "none", "nf4: linear layers held in 4 bit, adapters alone trained (QLoRA); needs the extra qlora"
-    )
-    max_batch_tokens: int = _setting(
-        0,
-        "prompt and completion tokens of the requests that run together; 0: 32768 on a CPU, on a GPU what fills a "
-        "fifth of its memory with keys and values",
-        ge=0,
-    )
 
 
 class RemoteSettings(Settings):
@@ -297,6 +262,7 @@ class SweepConfig(Settings):
 
     @model_validator(mode="after")
     def _quantized_needs_peft(self) -> SweepConfig:
+        self.engine.check_peft(self.weights.peft)
         if self.engine.quantization != "none" and self.weights.peft == "none":
             raise ValueError(
                 f"engine.quantization={self.engine.quantization} holds a base that cannot be trained, and weights.peft="
@@ -344,7 +310,8 @@ def several(configs: Sequence[SweepConfig], seeds: int) -> list[SweepConfig]:
 
 # What another run of the same study may change: how far it goes, what is looked at and kept, not what it is.
 RESUMABLE = frozenset({"trials", "budget", "study", "dollars_per_hour", "elsewhere", "sample_rollouts", "remote"}) | {
-    f"{asked}.{name}" for asked in ("proposer", "judge") for name in RemoteSettings.model_fields
+    *(f"{asked}.{name}" for asked in ("proposer", "judge") for name in RemoteSettings.model_fields),
+    *(f"engine.{name}" for name in EngineSettings.model_fields if name.startswith("vllm_")),
 }
 
 

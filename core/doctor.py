@@ -13,7 +13,6 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 EXTRAS = {
-    "vllm": "the vLLM engine",
     "bitsandbytes": "engine.quantization=nf4",
     "ray": "workers on several machines",
     "playwright": "browser tests",
@@ -33,7 +32,7 @@ def examine(home: Path) -> list[Finding]:
     """Every check, in the order shown; a check that fails becomes a finding."""
     findings: list[Finding] = []
     checks: tuple[Callable[[], list[Finding]], ...] = (_python, _packages, _machine, _devices, _seed, _sandbox)
-    for check in (*checks, lambda: _home(home), _extras, _keys):
+    for check in (*checks, lambda: _home(home), _vllm, _extras, _keys):
         try:
             findings += check()
         except Exception as error:  # noqa: BLE001 - doctor's boundary: a broken installation is what it reports
@@ -109,6 +108,17 @@ def _home(home: Path) -> list[Finding]:
     studies = len(list((folder / "studies").glob("*/study.json")))
     writable = os.access(parent, os.W_OK)
     return [Finding("home", writable, f"{folder}: {studies} studies" if writable else f"{folder} cannot be written")]
+
+
+def _vllm() -> list[Finding]:
+    """Whether ``--engine vllm`` finds a server to start. Nothing is imported: the python is asked what it has."""
+    from colever.engines.vllm_server import default_python, vllm_version_in
+    from colever.errors import UsageError
+
+    try:
+        return [Finding("vllm", True, f"{vllm_version_in(default_python())} in {default_python()}")]
+    except UsageError as error:
+        return [Finding("vllm", None, f"{error} (for --engine vllm)")]
 
 
 def _extras() -> list[Finding]:

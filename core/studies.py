@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -61,8 +61,8 @@ def show_estimates(configs: Sequence[SweepConfig], home: Path, as_json: bool) ->
     with interruptible("nothing was stored"):
         make_home(home)
         for config in configs:
-            task, engine = open_study(config)
-            with console.progress() as drawn:
+            task, engine = open_study(config, home)
+            with closing(engine), console.progress() as drawn:
                 found = estimate(config, task, engine, levers_for(config, engine), drawn)
             StudyFolder(home, config.study_name).write_estimate(found.search)
             made[config.study_name] = found.priced(config.dollars_per_hour)
@@ -115,7 +115,7 @@ def show_rerun(name: str, home: Path, into: Path | None, as_json: bool) -> None:
 def run_study(config: SweepConfig, home: Path, workers: int = 1) -> StudyReport:
     """Run or continue it with so many processes, this one included, and write its report into its folder."""
     with interruptible(RESUMES):
-        task, engine = open_study(config)
+        task, engine = open_study(config, home)
         from colever.optimizers.side_by_side import with_rollouts
         from colever.optimizers.space import left_out
         from colever.optimizers.study import StudyFolder
@@ -130,16 +130,17 @@ def run_study(config: SweepConfig, home: Path, workers: int = 1) -> StudyReport:
             console.say(line)
         if others := Workers(folder.path).others():
             console.say(f"{others} other process(es) run study {config.study_name}: this one works along")
-        with further_workers(config, home, workers - 1), console.progress() as drawn:
+        with closing(engine), further_workers(config, home, workers - 1), console.progress() as drawn:
             built = sweep(config, task, engine, home, tracker=MlflowTracker(home), progress=drawn)
         write_report(with_examples(with_rollouts(built, folder), task), folder.path)
     return built
 
 
-def open_study(config: SweepConfig) -> tuple[Any, Any]:
+def open_study(config: SweepConfig, home: Path | None = None) -> tuple[Any, Any]:
     """(task, engine); the task first: a wrong name fails before a model is loaded; proposer and judges must be there.
 
-    Until a sweep says otherwise this process asks judges as the configuration has it.
+    Until a sweep says otherwise this process asks judges as the configuration has it. A vLLM server's log goes into the
+    study's folder below ``home``.
     """
     from colever.engines.bench import seat
     from colever.tasks.judges import open_judges, with_judge
@@ -150,7 +151,8 @@ def open_study(config: SweepConfig) -> tuple[Any, Any]:
     from colever.engines.lm import open_policy
     from colever.optimizers.proposer import open_proposer
 
-    engine = open_policy(config.model, config.remote, **config.engine.model_dump())
+    log = None if home is None else home / "studies" / config.study_name / "vllm.log"
+    engine = open_policy(config.model, config.remote, config.engine, log=log, told=console.say)
     open_proposer(config.proposer, engine)
     return task, engine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -68,12 +69,12 @@ def rubric_tune(
         if given:
             load_rubric(given, load_task(config.task, config.data))
         make_home(home)
-        loaded, engine = open_study(config)
+        loaded, engine = open_study(config, home)
         tables = tables_in(given) if given else tables_of(loaded.rubric)
-        proposer = open_proposer(config.proposer, engine) if designs else None
-        if proposer is not None:
-            probe(proposer)
-        with console.progress() as drawn:
+        with closing(engine), console.progress() as drawn:
+            proposer = open_proposer(config.proposer, engine) if designs else None
+            if proposer is not None:
+                probe(proposer)
             found = tune(config, loaded, tables, engine, home, plan, proposer=proposer, progress=drawn)
         if out is not None:
             write_tables(found.tuned.tables, out, "\n".join(found.tuned.changes))

@@ -65,7 +65,7 @@ def run_worker(config: SweepConfig, home: Path, log: Path) -> None:
 
     console.silence()
     try:
-        task, engine = open_study(config)
+        task, engine = open_study(config, home)
         with console.progress() as drawn:
             sweep(config, task, engine, home, tracker=MlflowTracker(home), progress=drawn)
     except KeyboardInterrupt:

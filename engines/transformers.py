@@ -95,6 +95,11 @@ class TransformersEngine:
         return bool(getattr(self.model, "is_quantized", False))
 
     @property
+    def adapters_only(self) -> bool:
+        """Whether weights other than the base are adapters, and nothing else can be trained."""
+        return self.quantized
+
+    @property
     def version(self) -> str:
         """Of the weights in the model now; changes with every load and every update in place."""
         return self._weights.version

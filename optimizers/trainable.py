@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from colever.engines.transformers import TransformersEngine
 
 
-def resolved(settings: WeightSettings, model: str, quantized: bool = False) -> WeightSettings:
+def resolved(settings: WeightSettings, model: str, adapters_only: bool = False) -> WeightSettings:
     """With ``peft=auto`` decided: the seed model is small enough to train whole, any other gets an adapter.
 
-    Adapters per predictor, and training on a quantized base, need adapters, on the seed model too.
+    Adapters per predictor, and an engine that takes ``adapters_only``, need adapters, on the seed model too.
     """
     if settings.peft != "auto":
         return settings
-    whole = model == "seed" and settings.adapters == "shared" and not quantized
+    whole = model == "seed" and settings.adapters == "shared" and not adapters_only
     return settings.model_copy(update={"peft": "none" if whole else "lora"})
 
 
@@ -68,6 +68,11 @@ def _check(engine: TransformersEngine, parent: Weights, settings: WeightSettings
             "weights.peft=none trains all weights, and the engine's base is quantized (engine.quantization="
             f"{engine.quantization}), so that it cannot be trained; accepted: weights.peft=lora or dora, or an engine "
             "that is not quantized"
+        )
+    if settings.peft != "lora" and not engine.trains_in_place:
+        raise UsageError(
+            f"weights.peft={settings.peft}: the engine samples from a vLLM server, which takes LoRA adapters alone as "
+            "it runs; accepted with engine.kind=vllm: weights.peft=lora or auto"
         )
     if settings.adapters == "shared" and adapter_folders(parent) is not None:
         raise UsageError(

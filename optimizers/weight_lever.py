@@ -78,7 +78,7 @@ class WeightLever:
         from colever.optimizers.grpo import ProgramTrainer
         from colever.optimizers.importance import corrects
 
-        s = resolved(self.settings, engine.name, engine.quantized)
+        s = resolved(self.settings, engine.name, engine.adapters_only)
         task = dataclasses.replace(task, gold=None)  # levers see no gold
         early = EarlyStop(workdir / "best", s.patience)
         pull = _Pull(s, task, candidate, engine, budget.slice(), seed, progress, early)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from standin_vllm import VERSION, shim
 
 from colever import doctor
 from colever.tasks.sandbox import host
@@ -38,6 +39,16 @@ def test_an_extra_is_never_bad() -> None:
     assert doctor._extra("no-such-package", "nothing", None).ok is None
     wrong = doctor._extra("pytest", "tests", Requirement("pytest<1"))
     assert (wrong.ok, wrong.detail.endswith("; accepted: <1 (for tests)")) == (None, True)
+
+
+def test_the_vllm_that_would_be_started_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLEVER_VLLM_PYTHON", shim(tmp_path))
+    (found,) = doctor._vllm()
+    assert (found.ok, found.detail) == (True, f"{VERSION} in {tmp_path / 'python-with-vllm'}")
+    shim(tmp_path, STANDIN_VERSION="")
+    (found,) = doctor._vllm()
+    assert found.ok is None
+    assert "has no vLLM; accepted: engine.vllm_python, or COLEVER_VLLM_PYTHON" in found.detail
 
 
 def test_a_home_that_is_a_file_is_bad(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import dspy
 import numpy as np
 import pytest
 import torch
+from conformance import EngineConformance
 from dspy.utils.exceptions import ContextWindowExceededError
 from safetensors.torch import load_file, save_file
 
@@ -27,6 +28,10 @@ from colever.types import Completion, Weights
 @pytest.fixture(scope="module")
 def engine(tiny_checkpoint: Path) -> TransformersEngine:
     return open_engine(tiny_checkpoint)
+
+
+class TestTransformersEngine(EngineConformance):
+    """On the fixture above."""
 
 
 @pytest.fixture(scope="module")

@@ -169,7 +169,7 @@ def test_all_weights_cannot_be_trained_or_loaded(engine, plain, tmp_path):
     with pytest.raises(UsageError, match=r"full weights.*quantized.*accepted"):
         engine.load(full.weights)
     assert engine.version == "base"
-    assert resolved(WeightSettings(), "seed", quantized=True).peft == "lora"
+    assert resolved(WeightSettings(), "seed", adapters_only=True).peft == "lora"
 
 
 def test_dspys_supervised_training_makes_an_adapter_too(engine, finetune_home):

