@@ -85,7 +85,7 @@ def _weights(candidate: Candidate, config: SweepConfig, merge: bool, folder: Pat
         from colever.engines.lm import open_engine
         from colever.ship.merged import merge as merged
 
-        made = merged(candidate, open_engine(config.model, **config.engine.model_dump()), folder / MODEL)
+        made = merged(candidate, open_engine(config.model, **config.engine.in_process()), folder / MODEL)
         return dataclasses.replace(made, path=MODEL)
     if candidate.weights.kind == "base":
         return candidate.weights
