@@ -4,8 +4,8 @@ Knows what the in-process engine knows, whose tokens, template, names and weight
 server has. A completion is asked for by the name of the weights that the model in this process holds at that moment.
 A name is used for one state of the weights and never again, so no answer can be of an older state.
 
-Departures from the in-process engine: every rollout's requests are sent as they come, since the server makes up its
-batches step by step; and what a request draws depends on its seed, but its last bits on what ran beside it.
+Departures from the in-process engine: no rollout waits for another one's answer, since the server makes up its batches
+step by step; and what a request draws depends on its seed, but its last bits on what ran beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from colever.engines.calls import CallRecorder
+from colever.engines.direct_session import DirectSession
 from colever.engines.generation import ModelShape, TokenRequest
 from colever.engines.live_adapters import configs_in, write_adapter
 from colever.engines.prefix_store import causal
@@ -148,12 +148,12 @@ class VllmEngine(TransformersEngine):
 
     @contextmanager
     def session(self, live: int) -> Iterator[Any]:
-        """Requests of ``live`` concurrent rollouts, each sent as it comes."""
-        session = DirectSession(self)
+        """Requests of ``live`` concurrent rollouts, see ``DirectSession``."""
+        session = DirectSession(self.answer, live)
         try:
             yield session
         except BaseException as error:
-            session.closed = error
+            session.close(error)
             raise
 
     # --- weights at the server -----------------------------------------------------------------------
@@ -235,26 +235,6 @@ class VllmEngine(TransformersEngine):
     def load_state(cls, state: Any) -> TransformersEngine:
         """A program that was saved is answered in process: the server was the study's."""
         return TransformersEngine.load_state(state)
-
-
-class DirectSession:
-    """What a run's rollouts ask through: no batches are made, so none is waited for."""
-
-    def __init__(self, engine: VllmEngine) -> None:
-        self._engine = engine
-        self.closed: BaseException | None = None
-
-    def request(self, rollout: CallRecorder, key: tuple, request: TokenRequest) -> Completion:
-        """From a rollout's thread. Raises what ended the session."""
-        if self.closed is not None:
-            raise self.closed
-        return self._engine.answer(request)
-
-    def finished(self) -> None:
-        """Nobody waits for it."""
-
-    def run(self) -> None:
-        """Nothing: the rollouts' threads ask by themselves."""
 
 
 def _forget(client: VllmClient, name: str) -> None:

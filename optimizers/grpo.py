@@ -198,9 +198,10 @@ class ProgramTrainer(LoopTrainer):
         means = {"entropy": float((self._entropies * mask).sum() / mask.sum().clamp(min=1))}
         if "ratio" in inputs:
             means["importance_ratio"] = float((inputs["ratio"] * mask).sum() / mask.sum().clamp(min=1))
-        if self.settings.folded and self._logps is not None:
+        if (self.settings.folded or self.settings.correct) and self._logps is not None:
             apart = (inputs["sampled"] - self._logps) * mask
-            means["fold_gap"] = float(apart.sum() / mask.sum().clamp(min=1))
+            name, apart = ("fold_gap", apart) if self.settings.folded else ("logprob_gap_mean", apart.abs())
+            means[name] = float(apart.sum() / mask.sum().clamp(min=1))
         seen = self._metrics["train"]
         means |= {new: seen[old][-1] for old, new in TRL_METRICS.items() if seen.get(old)}
         seen.clear()

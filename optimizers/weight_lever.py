@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from colever.tasks.task import Task
 
 GAP_ALARM = 1e-4  # |trainer's − sampler's log-probability| of one token in float32
+SERVED_ALARM = 0.02  # the same where a server samples
 CONSTANT_ALARM = 0.8  # mean share of groups that trained nothing
 STUCK = "answers no longer vary"  # what a pull stops with that has learned before
 SOLVED = 0.99  # mean reward from which "nothing left to learn" is a success
@@ -319,7 +320,8 @@ class _Pull:
         alarms = [self.stopped] if self.stopped.startswith(STUCK) else []
         if constant > CONSTANT_ALARM:
             alarms.append(f"{constant:.0%} of groups were constant and trained nothing")
-        if gap > GAP_ALARM and self.engine.dtype == "float32":
+        most = GAP_ALARM if self.engine.trains_in_place else SERVED_ALARM
+        if gap > most and self.engine.dtype == "float32":
             alarms.append(f"trainer and sampler differ by up to {gap:.2g} in a token's log-probability")
         return {
             "updates": len(self.curves.get("reward", [])),

@@ -6,14 +6,16 @@ Swaps, faults and refusals; that a real server does the same is tried in ``slow/
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conformance import EngineConformance, adapter
+from conformance import EngineConformance, LeverConformance, adapter
 from conftest import write_checkpoint
 from standin_vllm import VERSION, StandIn
+from test_weight_lever import make_task, settings
 
 from colever.config import EngineSettings, RemoteSettings, WeightSettings
 from colever.engines.generation import TokenRequest
@@ -24,6 +26,8 @@ from colever.errors import InfrastructureError, UsageError
 from colever.loading import load_config
 from colever.optimizers.importance import corrects
 from colever.optimizers.trainable import resolved, trainable
+from colever.optimizers.weight_lever import WeightLever
+from colever.tasks.task import Task
 from colever.types import Weights
 
 
@@ -57,6 +61,44 @@ def one(engine: VllmEngine, **fields: Any) -> TokenRequest:
 
 class TestVllmEngine(EngineConformance):
     """On the fixture above."""
+
+
+class TestWeightLeverOverAServer(LeverConformance):
+    """GRPO on what the server sampled, with importance ratios and an adapter that is swapped after every update."""
+
+    def lever(self) -> WeightLever:
+        return WeightLever(settings(updates=2, peft="auto"))
+
+    def task(self, **changes: Any) -> Task:
+        return replace(make_task(), **changes)
+
+    def test_sampler_and_trainer_agree_and_ratios_are_applied(
+        self, engine: Any, server: StandIn, tmp_path: Path
+    ) -> None:
+        asked = len(server.asked)
+        pull = self.pull(engine, tmp_path)
+        assert pull.candidate.weights.kind == "lora"
+        assert len({body["model"] for body in server.asked[asked:]} - {"base"}) >= 1
+        curves = {name: [value for _, value in curve] for name, curve in pull.metrics.items()}
+        assert 0 <= max(curves["logprob_gap_mean"]) <= max(curves["logprob_gap"]) < 1e-4
+        assert all(abs(ratio - 1) < 1e-4 for ratio in curves["importance_ratio"])
+        assert pull.notes["alarms"] == []
+
+
+def test_every_predictor_has_a_name_of_its_own(engine: VllmEngine, server: StandIn) -> None:
+    how = WeightSettings(adapters="per_predictor")
+    with trainable(engine, Weights(), how.model_copy(update={"peft": "lora"}), 0, ["a", "b"]) as model:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, values in model.named_parameters():
+                if "lora_B" in name:
+                    values.normal_(std=0.05)
+        engine.touched()
+        for predictor in ("a", "b", "a"):
+            (made,) = engine.generate([one(engine, predictor=predictor, temperature=1.0)])
+            engine.adapters.activate(predictor)  # type: ignore[union-attr]
+            assert TestVllmEngine().apart(engine, made, 1.0) <= 1e-4
+        assert len({body["model"] for body in server.asked[-3:]}) == 2
 
 
 def test_it_is_the_model_in_this_process_and_says_that_another_samples(engine: VllmEngine, server: StandIn) -> None:

@@ -102,6 +102,7 @@ def test_a_trial_of_both_levers_and_the_same_with_the_server_killed(
     trained = whole[1]
     assert trained.child.weights.kind == "lora"
     assert max(v for _, v in trained.metrics["logprob_gap"]) < 0.02
+    assert max(v for _, v in trained.metrics["logprob_gap_mean"]) < 1e-3
     assert all(abs(ratio - 1) < 0.02 for _, ratio in trained.metrics["importance_ratio"])
     log = tmp_path / "whole" / "studies" / "small-task-seed-s0-pwp" / "vllm.log"
     assert "the server ended with status" in log.read_text()
