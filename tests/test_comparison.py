@@ -141,26 +141,38 @@ def shown(rows: Sequence[ComparisonRow]) -> str:
     return console.export_text()
 
 
-def test_rows_of_one_task_say_which_rubric_they_have(tmp_path: Path) -> None:
+FILE = """criterion:
+- {name: right, kind: task}
+- {name: short, kind: length, high: 9, unit: characters, field: answer}
+"""
+
+
+def test_rows_of_one_task_say_which_rubric_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "strict.yaml").write_text(FILE)
     run(tmp_path, trials=1)
     (alone,) = compare(tmp_path, [])
     assert re.fullmatch(r"own [0-9a-f]{6}", alone.rubric)
     assert "rubric" not in shown([alone]).split("Gold:")[0]  # a column only where it tells rows apart
-    run(tmp_path, trials=1, study="strict", rubric="one/strict.toml", **strict())
-    run(tmp_path, trials=1, study="stricter", rubric="other/strict.toml", **strict(3))
+    run(tmp_path, trials=1, study="strict", rubric="one/strict.yaml", **strict())
+    run(tmp_path, trials=1, study="stricter", rubric="other/strict.yaml", **strict(3))
     rows = compare(tmp_path, [])
     names = [row.rubric for row in rows]
     assert len(set(names)) == 3
-    assert [name.split()[0] for name in names] == ["own", "strict.toml", "strict.toml"]
+    assert [name.split()[0] for name in names] == ["own", "strict.yaml", "strict.yaml"]
     text = shown(rows)
     assert all(text.count(name) >= 3 for name in names)
     assert [row["rubric"] for row in comparison.to_json(rows)] == names
     comparison.draw(rows)
 
 
-def test_another_spelling_of_a_path_is_no_other_row(tmp_path: Path) -> None:
+def test_another_spelling_of_a_path_is_no_other_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "strict.yaml").write_text(FILE)
     for seed, at in enumerate(("", "./", f"{tmp_path}/")):
-        run(tmp_path, trials=1, seed=seed, rubric=f"{at}strict.toml", data=f"{at}x.csv", **strict())
+        run(tmp_path, trials=1, seed=seed, rubric=f"{at}strict.yaml", data=f"{at}x.csv", **strict())
     (row,) = compare(tmp_path, [])
     assert row.seeds == (0, 1, 2)
 

@@ -143,7 +143,8 @@ def test_the_registered_version_is_a_bundle_that_scores_the_same(studied: Path) 
     import mlflow
 
     versions = mlflow.MlflowClient(store.tracking_uri(studied)).search_model_versions("name = 'small_sums.task'")
-    loaded = mlflow.pyfunc.load_model(next(v.source for v in versions if v.tags["study"] == "lora"))
+    version = versions[0]  # of a study whose few updates were an improvement
+    loaded = mlflow.pyfunc.load_model(version.source)
     bundle = loaded._model_impl.bundle
     assert bundle.manifest.rubric is not None
     assert {"program.json", "rubric.yaml"} <= set(bundle.manifest.files)
@@ -152,7 +153,7 @@ def test_the_registered_version_is_a_bundle_that_scores_the_same(studied: Path) 
     answers = loaded.predict([dict(row.inputs()) for _, row in rows])
     scores = [task.score(r, dspy.Prediction(**a), ()).total if "error" not in a else 0.0
               for (_, r), a in zip(rows, answers, strict=True)]  # fmt: skip
-    assert scores == list(before(studied, "lora", "winner").scores)
+    assert scores == list(before(studied, version.tags["study"], "winner").scores)
 
 
 def test_a_full_disk_leaves_nothing(studied: Path, tmp_path: Path) -> None:
