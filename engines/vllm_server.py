@@ -95,7 +95,7 @@ class StartedServer:
                     self._stop()
                     self._broken = error
                     raise
-                except BaseException:  # an interrupt while it starts
+                except BaseException:  # an interrupt while it starts, too: the process is ended, then it goes on up
                     self._stop()
                     raise
             return self._live

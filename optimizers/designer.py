@@ -100,7 +100,7 @@ class Designer:
                 return self._read(str(answer), number, tried[0].tables, scored_by), ""
             except (InfrastructureError, BudgetExhausted):
                 raise
-            except Exception as error:
+            except Exception as error:  # the boundary to DSPy's reader, unless the proposer itself failed
                 if (broken := lm.engine.failed) is not None:  # the proposer itself, whatever was made of it
                     raise broken from error
                 said = str(error) if isinstance(error, UsageError) else f"the answer has no field `rubric`: {error}"
