@@ -23,10 +23,10 @@ demo: setup
 	$(BIN)/colever sweep arithmetic
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup $(VLLM)/ready
-	COLEVER_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m slow tests/slow
+	COLEVER_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m slow
 
 $(VLLM)/ready:
 	$(PYTHON) -m venv $(VLLM)

@@ -113,7 +113,7 @@ def test_rows_are_over_seeds_and_what_is_one_candidate_differs_by_nothing():
     assert as_json(results)["searched"]["at"]["1"] == 75.0  # p and w, in the one seed that has a unit
 
 
-@pytest.mark.parametrize("kind", ["grpo", "finetune"])
+@pytest.mark.parametrize("kind", ["grpo", pytest.param("finetune", marks=pytest.mark.slow)])
 def test_better_together_is_charged_all_of_it_and_reads_as_a_candidate(kind, tmp_path):
     from search_comparison_together import Asked, better_together
 

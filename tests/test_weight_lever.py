@@ -26,6 +26,7 @@ from colever.tasks.task import Task
 from colever.types import Weights
 
 pytestmark = pytest.mark.usefixtures("base_weights")
+DORA = pytest.param("dora", marks=pytest.mark.slow)  # the code of lora but for one flag
 
 
 class Say(dspy.Signature):
@@ -149,7 +150,9 @@ def test_held_out_examples_are_not_trained_on(engine, tmp_path):
         hold_out(rows, 8, 0)
 
 
-@pytest.mark.parametrize("changes", [{"validation": 2, "validate_every": 1, "patience": 9}, {"curriculum": True}])
+@pytest.mark.parametrize("changes", [
+    {"validation": 2, "validate_every": 1, "patience": 9}, pytest.param({"curriculum": True}, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_what_a_pull_remembers_survives_a_cut(engine, tmp_path, changes):
     how = settings(updates=5, save_every=2, **changes)
     whole = improve(engine, tmp_path / "whole", how)
@@ -162,7 +165,7 @@ def test_what_a_pull_remembers_survives_a_cut(engine, tmp_path, changes):
     assert resumed.notes == whole.notes
 
 
-@pytest.mark.parametrize("peft", ["none", "lora", "dora"])
+@pytest.mark.parametrize("peft", ["none", "lora", DORA])
 def test_an_interrupted_pull_ends_with_the_same_weights(engine, tmp_path, peft):
     how = settings(peft=peft)
     whole = improve(engine, tmp_path / "whole", how)
@@ -198,7 +201,7 @@ def test_other_settings_do_not_go_on_from_a_checkpoint(engine, tmp_path):
     assert [u for u, _ in pull.metrics["reward"]] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("peft", ["none", "lora", "dora"])
+@pytest.mark.parametrize("peft", ["none", "lora", DORA])
 def test_child_loads_back_and_parent_is_untouched(engine, tmp_path, peft):
     before = parameters(engine)
     pull = improve(engine, tmp_path, settings(peft=peft, updates=2))
@@ -211,8 +214,10 @@ def test_child_loads_back_and_parent_is_untouched(engine, tmp_path, peft):
 
 
 @pytest.mark.parametrize(("first", "second", "kind"), [
-    ("none", "none", "full"), ("lora", "lora", "lora"), ("lora", "none", "full"), ("none", "lora", "full"),
-    ("dora", "dora", "lora"), ("dora", "none", "full"), ("none", "dora", "full"), ("dora", "lora", "lora"),
+    ("none", "none", "full"), ("lora", "lora", "lora"), *(pytest.param(*each, marks=pytest.mark.slow) for each in (
+        ("lora", "none", "full"), ("none", "lora", "full"), ("dora", "dora", "lora"), ("dora", "none", "full"),
+        ("none", "dora", "full"), ("dora", "lora", "lora"),
+    )),
 ])  # fmt: skip
 def test_a_second_round_goes_on_from_the_first(engine, tmp_path, first, second, kind):
     one = improve(engine, tmp_path / "1", settings(peft=first, updates=2))
@@ -247,7 +252,7 @@ def test_gspo_reaches_trl_with_its_narrow_bounds(tmp_path):
     assert (told.epsilon, told.epsilon_high) == (3e-4, 4e-4)
 
 
-@pytest.mark.parametrize("peft", ["none", "lora", "dora"])
+@pytest.mark.parametrize("peft", ["none", "lora", DORA])
 def test_kl_to_the_base_is_logged(engine, tmp_path, peft):
     pull = improve(engine, tmp_path, settings(updates=3, beta=0.1, peft=peft))
     kl = [v for _, v in pull.metrics["kl"]]
@@ -255,7 +260,7 @@ def test_kl_to_the_base_is_logged(engine, tmp_path, peft):
     assert kl[-1] > 0
 
 
-@pytest.mark.parametrize("peft", ["lora", "dora"])
+@pytest.mark.parametrize("peft", ["lora", DORA])
 def test_kl_of_a_second_adapter_round_is_to_the_base(engine, tmp_path, peft):
     """And without a second model: the reference is the model with its adapter switched off."""
     one = improve(engine, tmp_path / "1", settings(peft=peft, updates=3))
@@ -263,7 +268,7 @@ def test_kl_of_a_second_adapter_round_is_to_the_base(engine, tmp_path, peft):
     assert two.metrics["kl"][0][1] > 1e-5
 
 
-@pytest.mark.parametrize(("peft", "second_model"), [("lora", False), ("dora", False), ("none", True)])
+@pytest.mark.parametrize(("peft", "second_model"), [("lora", False), ("none", True)])
 def test_an_adapter_needs_no_second_model_for_its_reference(engine, tmp_path, monkeypatch, peft, second_model):
     made = []
     release = ProgramTrainer.release
