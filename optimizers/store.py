@@ -10,6 +10,7 @@ Knows files, checksums and locks; knows nothing of levers. Layout below the home
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,9 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from colever.errors import StoreError
+from colever.locks import locks_of
+from colever.process import is_left, mark
 from colever.samples import SampledRollout
 from colever.types import Candidate, Evaluation, RoundRecord, Weights, digest_of, read_json
 
@@ -56,9 +57,10 @@ class RoundStore:
     def put(self, record: RoundRecord) -> RoundRecord:
         """Store a finished round with the weights that its child refers to; return it with their final paths.
 
-        Written to a temporary folder, flushed to disk, renamed: a reader sees all of it or nothing.
+        Written to a temporary folder, flushed to disk, renamed: a reader sees all of it or nothing. The first to store
+        a round stays: one whose hold on it was lost meanwhile gets what the other one has stored.
         """
-        target, temporary = self.folder / record.key, self.folder / f".{record.key}.{os.getpid()}.tmp"
+        target, temporary = self.folder / record.key, self.folder / f".{record.key}.{mark()}.tmp"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
@@ -68,12 +70,12 @@ class RoundStore:
                 temporary / "record.json", {"record": _map_paths(record, self._relative).to_json(), "files": files}
             )
             _sync_tree(temporary)
-            if target.exists():
-                shutil.rmtree(target)
             temporary.rename(target)
             _sync(self.folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and (first := self.get(record.key)) is not None:
+                return first
             raise StoreError(f"round {record.key} cannot be written to {self.folder}: {error}") from error
         shutil.rmtree(self.workdir(record.key), ignore_errors=True)
         return record
@@ -85,14 +87,13 @@ class RoundStore:
     def clear(self) -> None:
         """Remove what killed processes left half-written; pulls that can go on are kept."""
         for path in [*self.home.glob("*/.*.tmp"), *self.home.glob("studies/*/.*.tmp")]:
-            process = path.name.split(".")[-2]
-            if process.isdigit() and not alive(int(process)):
+            if is_left(path):
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self, key: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
         """One process at a time computes a round; a second waits, is told so, and then finds it stored."""
-        with _locked(self.folder / f"{key}.lock", on_wait):
+        with _locked(self.home, f"rounds/{key}.lock", on_wait):
             yield
 
     def _adopt_weights(self, record: RoundRecord, temporary: Path, target: Path) -> RoundRecord:
@@ -116,7 +117,8 @@ class EvaluationStore:
     """Evaluations below ``home/evaluations``, each under the digest of all that it depends on."""
 
     def __init__(self, home: Path) -> None:
-        self.folder = home.resolve() / "evaluations"
+        self.home = home.resolve()
+        self.folder = self.home / "evaluations"
 
     def get(self, key: str) -> Evaluation | None:
         """The stored evaluation, or None. Raises StoreError if it is corrupt."""
@@ -162,7 +164,7 @@ class EvaluationStore:
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """One process at a time makes an evaluation; a second waits and then finds it stored."""
-        with _locked(self.folder / f"{key}.lock"):
+        with _locked(self.home, f"evaluations/{key}.lock"):
             yield
 
 
@@ -170,7 +172,7 @@ def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     """JSON with its own checksum, written to a temporary file, flushed, renamed, its folder made. Raises StoreError."""
     _make(path.parent)
     value = json.loads(json.dumps(value))  # what a reader will see
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{mark()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             json.dump({"checksum": digest_of(value), "value": value}, file, ensure_ascii=False)
@@ -197,14 +199,9 @@ def file_digest(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    _make(path.parent)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        on_wait()
-        lock.acquire()
+def _locked(home: Path, name: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    lock = locks_of(home).lock(name)
+    lock.wait(on_wait)
     try:
         yield
     finally:
@@ -216,17 +213,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"the folder {folder} cannot be made: {error.strerror}") from error
-
-
-def alive(process: int) -> bool:
-    """Whether a process of that number runs on this machine."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _map_paths(record: RoundRecord, change: Any) -> RoundRecord:
