@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from colever.errors import StoreError
-from colever.optimizers.store import alive
+from colever.optimizers.sealed import alive
 from colever.types import Cost, read_json
 
 MOST = 64  # workers of one study on one machine
