@@ -50,11 +50,11 @@ class Objects(Protocol):
         """Whether there is such a content."""
 
     def under(self, prefix: str) -> list[str]:
-        """What comes next in the names that begin with ``prefix``, which ends with ``/``: sorted, up to the next one."""
+        """What comes next, up to a ``/``, in the names that begin with ``prefix``, which ends with one: sorted."""
 
 
 class FolderObjects:
-    """A folder on a file system that all machines have mounted. It has to be there: a mount that is gone is no store."""
+    """A folder that all machines have mounted. It has to be there: a mount that is gone is no store."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.uri = folder, str(folder)

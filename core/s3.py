@@ -136,9 +136,7 @@ class S3Objects:
         except NoCredentialsError as error:
             raise StoreError(f"objects {self.uri}: there are no credentials ({CREDENTIALS})") from error
         except (BotoCoreError, Boto3Error) as error:
-            raise StoreError(
-                f"objects {self.uri}: {type(error).__name__}: boto3 cannot use what it is given"
-            ) from error
+            raise StoreError(f"objects {self.uri}: boto3 gives up: {type(error).__name__}") from error
         except OSError as error:
             raise StoreError(f"objects {self.uri}: {error}") from error
 

@@ -16,7 +16,6 @@ next read.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from typing import Any
 from colever.errors import StoreError
 from colever.objects import Objects, open_objects
 from colever.optimizers.sealed import file_digest, make_folder, placed, read_sealed, sync_tree, temporary_of
+from colever.stores import stores_of
 
 RECORD = "record.json"
 AGAIN = "run the same command again: this round alone is computed again"
@@ -148,7 +148,7 @@ class Mirror:
 
 def mirror_of(home: Path) -> Mirror | None:
     """None where the home folder is all there is. Raises UsageError for a store that is none."""
-    uri = os.environ.get("COLEVER_OBJECTS", "")
+    uri = stores_of(home).objects
     return Mirror(home, open_objects(uri)) if uri else None
 
 

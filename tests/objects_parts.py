@@ -94,13 +94,9 @@ class ObjectsConformance:
 
     def test_names_are_listed_part_by_part(self, objects: Objects, tmp_path: Path) -> None:
         (tmp_path / "x").write_text("x")
-        for name in (
-            "studies/b/study.json",
-            "studies/a/study.json",
-            "studies/a/figures/one.png",
-            "rounds/k/record.json",
-        ):
-            objects.store(name, tmp_path / "x")
+        for name in ("b/study.json", "a/study.json", "a/figures/one.png"):
+            objects.store(f"studies/{name}", tmp_path / "x")
+        objects.store("rounds/k/record.json", tmp_path / "x")
         assert objects.under("studies/") == ["a", "b"]
         assert objects.under("studies/a/") == ["figures", "study.json"]
         assert objects.under("nothing/") == []

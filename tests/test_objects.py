@@ -89,7 +89,7 @@ def test_a_server_that_stays_away_is_waited_for_and_named(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     told: list[str] = []
     objects = Patient(S3Objects("s3://bucket/x"), told.append, patience=1.0)
-    with pytest.raises(StoreError, match="s3://bucket/x cannot be reached.*Finished rounds are kept") as away:
+    with pytest.raises(StoreError, match=r"s3://bucket/x cannot be reached.*Finished rounds are kept") as away:
         objects.fetch("a", tmp_path / "a")
     assert "trying again" in told[0]
     assert not any(secret in str(away.value) + "".join(told) for secret in KEYS.values() if secret != "us-east-1")
