@@ -128,11 +128,12 @@ class Patient:
         return self._kept_up(lambda: self._objects.under(prefix))
 
     def _kept_up(self, call: Callable[[], T]) -> T:
-        end, wait = time.monotonic() + self._patience, FIRST_WAIT
+        end, wait = 0.0, FIRST_WAIT
         while True:
             try:
                 return call()
             except ConnectionError as error:
+                end = end or time.monotonic() + self._patience
                 if time.monotonic() + wait > end:
                     raise StoreError(
                         f"objects {self.uri} cannot be reached ({error}). Finished rounds are kept in the home folder; "

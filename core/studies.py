@@ -128,7 +128,7 @@ def run_study(config: SweepConfig, home: Path, workers: int = 1) -> StudyReport:
         folder = StudyFolder(home, config.study_name)
         if line := left_out(config):
             console.say(line)
-        if others := Workers(folder.path).others():
+        if others := Workers.of(home, config.study_name).others():
             console.say(f"{others} other process(es) run study {config.study_name}: this one works along")
         with closing(engine), further_workers(config, home, workers - 1), console.progress() as drawn:
             built = sweep(config, task, engine, home, tracker=MlflowTracker(home), progress=drawn)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,6 +27,18 @@ class NullProgress:
 
     def update(self, done: int, total: int, text: str) -> None:
         return None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Progress that is made no longer where ``check`` raises: the work may be another process's by now."""
+
+    inner: Progress
+    check: Callable[[], None]
+
+    def update(self, done: int, total: int, text: str) -> None:
+        self.check()
+        self.inner.update(done, total, text)
 
 
 @dataclass(frozen=True)

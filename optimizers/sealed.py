@@ -1,27 +1,18 @@
-"""Files that are there whole or not at all: JSON with its own checksum, and names for what is being written.
-
-The home folder may be one that several machines see, so a temporary name says which machine's process writes it, and
-what a killed one left is judged by that machine alone, or by its age on the file system's own clock.
-"""
+"""Files and folders that are there whole or not at all, and JSON with its own checksum."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import platform
-import re
-import shutil
 import uuid
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from colever.errors import StoreError
+from colever.process import mark
 from colever.types import digest_of, read_json
-
-LEFT = 24 * 3600.0  # seconds after which what another machine was writing is taken to be left behind
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
@@ -63,38 +54,8 @@ def make_folder(folder: Path) -> None:
 
 
 def temporary_of(path: Path) -> Path:
-    """Where this process writes what becomes ``path``; no other process on any machine writes there."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{machine()}.{os.getpid()}.tmp")
-
-
-def remove_left(paths: Iterable[Path]) -> None:
-    """Of these temporary files and folders, those whose process of this machine is gone, and those of days ago."""
-    for path in paths:
-        *_, where, process, _tmp = ["", "", *path.name.split(".")]
-        mine = where == machine() and process.isdigit()
-        if not alive(int(process)) if mine else _old(path):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def alive(process: int) -> bool:
-    """Whether a process of that number runs on this machine."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-@lru_cache
-def machine() -> str:
-    """Where process numbers mean what they mean here: the host's name and its space of numbers, as one word."""
-    try:
-        space = os.readlink("/proc/self/ns/pid")
-    except OSError:  # not Linux
-        space = ""
-    return re.sub(r"[^\w-]", "-", f"{platform.node()}-{''.join(filter(str.isdigit, space))}")
+    """Where this process writes what becomes ``path``; nobody else on any machine writes there."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{mark()}.tmp")
 
 
 def placed(temporary: Path, target: Path) -> bool:
@@ -124,15 +85,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _old(path: Path) -> bool:
-    """By the clock that dates files there: another machine's may differ from this one's."""
-    now = path.with_name(f".{uuid.uuid4().hex}.now")
-    try:
-        now.touch()
-        return now.stat().st_mtime - path.stat().st_mtime > LEFT
-    except OSError:
-        return False
-    finally:
-        now.unlink(missing_ok=True)

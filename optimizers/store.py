@@ -16,20 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from colever.errors import StoreError
+from colever.locks import locks_of
 from colever.optimizers.mirror import mirror_of
 from colever.optimizers.sealed import (
     file_digest,
-    make_folder,
     placed,
     read_sealed,
-    remove_left,
     sync_tree,
     temporary_of,
     write_sealed,
 )
+from colever.process import is_left
 from colever.samples import SampledRollout
 from colever.types import Candidate, Evaluation, RoundRecord, Weights
 
@@ -68,8 +66,8 @@ class RoundStore:
     def put(self, record: RoundRecord) -> RoundRecord:
         """Store a finished round with the weights that its child refers to; return it with their final paths.
 
-        Written to a temporary folder, flushed to disk, renamed: a reader sees all of it or nothing. Where another
-        process or machine was first, that round stays, and is returned.
+        Written to a temporary folder, flushed to disk, renamed: a reader sees all of it or nothing. The first to store
+        a round stays: one whose hold on it was lost meanwhile gets what the other one has stored.
         """
         target = self.folder / record.key
         temporary = temporary_of(target)
@@ -97,12 +95,14 @@ class RoundStore:
 
     def clear(self) -> None:
         """Remove what killed processes left half-written; pulls that can go on are kept."""
-        remove_left([*self.home.glob("*/.*.tmp"), *self.home.glob("studies/*/.*.tmp")])
+        for path in [*self.home.glob("*/.*.tmp"), *self.home.glob("studies/*/.*.tmp")]:
+            if is_left(path):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self, key: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
         """One process at a time computes a round; a second waits, is told so, and then finds it stored."""
-        with _locked(self.folder / f"{key}.lock", on_wait):
+        with _locked(self.home, f"rounds/{key}.lock", on_wait):
             yield
 
     def _with_weights(self, record: RoundRecord) -> None:
@@ -133,8 +133,9 @@ class EvaluationStore:
     """Evaluations below ``home/evaluations``, each under the digest of all that it depends on."""
 
     def __init__(self, home: Path) -> None:
-        self.folder = home.resolve() / "evaluations"
-        self._shared = mirror_of(home.resolve())
+        self.home = home.resolve()
+        self.folder = self.home / "evaluations"
+        self._shared = mirror_of(self.home)
 
     def get(self, key: str) -> Evaluation | None:
         """The stored evaluation, or None. Raises StoreError if it is corrupt."""
@@ -187,19 +188,14 @@ class EvaluationStore:
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """One process at a time makes an evaluation; a second waits and then finds it stored."""
-        with _locked(self.folder / f"{key}.lock"):
+        with _locked(self.home, f"evaluations/{key}.lock"):
             yield
 
 
 @contextlib.contextmanager
-def _locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    make_folder(path.parent)
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        on_wait()
-        lock.acquire()
+def _locked(home: Path, name: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    lock = locks_of(home).lock(name)
+    lock.wait(on_wait)
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ run one study at once: each takes trials from the same database, and rounds from
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ from colever.optimizers.evaluate import Evaluator
 from colever.optimizers.fronts import AXES
 from colever.optimizers.guard import Rules, looks, refused, unhacked
 from colever.optimizers.ledger import Ledger
-from colever.optimizers.lever import Lever, NullProgress, Progress, Staged
+from colever.optimizers.lever import Checked, Lever, NullProgress, Progress, Staged
 from colever.optimizers.manifest import manifest
 from colever.optimizers.side_by_side import with_rollouts
 from colever.optimizers.store import EvaluationStore, RoundStore
@@ -85,12 +86,13 @@ def sweep(
     an interrupt the same call goes on.
     """
     folder = StudyFolder(home, config.study_name)
-    tracker, workers = tracker or NullTracker(), Workers(folder.path)
+    tracker, workers = tracker or NullTracker(), Workers.of(folder.home, folder.name)
     with workers.joined(), _stops_told(tracker, workers), seated(config.judge, folder.home / ANSWERS) as bench:
         task = with_judge(task, config.judge.model)
         open_judges(task, bench)
         levers = levers or levers_for(config, engine)
-        run = _Run(config, task, engine, folder, levers, tracker, progress or NullProgress(), workers)
+        told = Checked(progress or NullProgress(), workers.check)
+        run = _Run(config, task, engine, folder, levers, tracker, told, workers)
         run.open()
         run.run_trials()
         return run.finish()
@@ -109,7 +111,7 @@ def _stops_told(tracker: Tracker, workers: Workers) -> Iterator[None]:
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         stopped("the study database failed")
         cause = str(error.__cause__ or error).splitlines()[0]
-        raise StoreError(f"the study database optuna.db cannot be used: {cause}") from error
+        raise StoreError(f"the study database (optuna.db, or the shared one) cannot be used: {cause}") from error
     except KeyboardInterrupt:
         stopped("interrupted")
         raise
@@ -183,6 +185,7 @@ class _Run:
 
     def run_trials(self) -> None:
         """Trials one after the other, one that was interrupted first, until no worker has one left."""
+        pause = POLL
         while True:
             with self.workers.writing():
                 self.ledger.catch_up([*self.trials.ended(), *self.trials.failed()], self.rounds)
@@ -191,10 +194,12 @@ class _Run:
             if trial is not None:
                 self._try(trial)
                 self.workers.release(trial.number)
+                pause = POLL
             elif elsewhere:
                 numbers = ", ".join(map(str, elsewhere))
                 self.progress.update(self.trials.done(), self.config.trials, f"others run trial {numbers}")
-                time.sleep(POLL)
+                time.sleep(pause * random.uniform(0.8, 1.2))
+                pause = min(1.2 * pause, max(POLL, self.workers.slowest))
             else:
                 return
 
@@ -251,6 +256,7 @@ class _Run:
 
         def on_round(index: int, record: RoundRecord, stored: bool) -> bool:
             nonlocal pruned
+            self.workers.check()
             self.keys.append(record.key)
             played.append(record)
             seen = self.ledger.end_round(record, stored)

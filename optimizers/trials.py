@@ -9,11 +9,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from colever.config import SweepConfig
@@ -21,6 +19,7 @@ from colever.optimizers import space
 from colever.optimizers.alternate import derive_seed
 from colever.optimizers.evaluate import Grounds
 from colever.optimizers.study import StudyFolder, TrialEntry
+from colever.optimizers.trial_storage import open_storage
 from colever.optimizers.workers import Workers
 from colever.types import digest_of
 
@@ -159,21 +158,11 @@ def _params(trial: FrozenTrial) -> Mapping[str, Any] | None:
 
 def _open_study(folder: StudyFolder, key: str, direction: Literal["minimize", "maximize"]) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = folder.home / "optuna.db"
-    with FileLock(folder.home / "optuna.lock"):
-        if not path.exists():  # made aside and renamed: a kill leaves no half-made database
-            fresh = folder.home / ".optuna.db.tmp"
-            fresh.unlink(missing_ok=True)
-            made = _storage(fresh)
-            made.remove_session()
-            made.engine.dispose()
-            fresh.replace(path)
-        storage = _storage(path)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)  # a first round says little of an order
     return optuna.create_study(
-        storage=storage, study_name=f"{folder.name} {key}", direction=direction, load_if_exists=True, pruner=pruner
+        storage=open_storage(folder.home),
+        study_name=f"{folder.name} {key}",
+        direction=direction,
+        load_if_exists=True,
+        pruner=pruner,
     )
-
-
-def _storage(path: Path) -> optuna.storages.RDBStorage:
-    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from colever.errors import StoreError
-from colever.optimizers.sealed import machine, read_sealed, write_sealed
+from colever.optimizers.sealed import read_sealed, write_sealed
 from colever.optimizers.store import EvaluationStore, RoundStore
+from colever.process import is_left, machine, mark
 from colever.types import Candidate, Cost, Evaluation, PredictorPrompt, RoundRecord, Weights
 
 EVALUATION = Evaluation(
@@ -108,6 +109,31 @@ def test_what_killed_processes_left_is_cleared(tmp_path: Path) -> None:
     assert ours.exists()
     assert resumable.exists()
     assert store.get("k1") is not None
+
+
+def test_what_another_machine_writes_is_left_alone_until_it_is_old(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path)
+    fresh, old = (store.folder / f".k{n}.00000000-1.tmp" for n in range(2))
+    for folder in (fresh, old):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    store.clear()
+    assert fresh.exists()
+    assert not old.exists()
+
+
+def test_a_process_that_is_gone_is_told_by_its_mark(tmp_path: Path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    assert is_left(tmp_path / f".k.{machine()}-{dead.stdout.strip()}.tmp")
+    assert not is_left(tmp_path / f".k.{mark()}.tmp")
+
+
+def test_the_first_to_store_a_round_stays(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path)
+    first = store.put(made(store))
+    late = store.put(replace(made(store), seed=first.seed + 1))
+    assert late == first == store.get("k1")
+    assert [p.name for p in store.folder.iterdir() if p.name.startswith(".")] == []
 
 
 def test_a_full_disk_leaves_no_half_round(tmp_path: Path) -> None:
