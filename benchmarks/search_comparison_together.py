@@ -28,7 +28,7 @@ from colever.engines.transformers import TransformersEngine
 from colever.optimizers.alternate import derive_seed
 from colever.optimizers.evaluate import versions
 from colever.optimizers.provider import engine_lm
-from colever.optimizers.store import read_sealed, write_sealed
+from colever.optimizers.sealed import read_sealed, write_sealed
 from colever.optimizers.teleprompter import WeightTeleprompter
 from colever.pipelines.prompts import apply_prompts, read_prompts
 from colever.tasks.task import Task

@@ -52,7 +52,7 @@ def task_of(folder: StudyFolder, rubric: str | None = None, *, unchanged: bool =
     from colever.tasks.load import load_task
     from colever.tasks.rubric_file import with_rubric
 
-    file = folder.path / "config.yaml"
+    file = folder.file("config.yaml")
     config, state = load_config(file), folder.state()
     if rubric is not None:
         config = config.model_copy(update={"rubric": None})

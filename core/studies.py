@@ -133,6 +133,7 @@ def run_study(config: SweepConfig, home: Path, workers: int = 1) -> StudyReport:
         with closing(engine), further_workers(config, home, workers - 1), console.progress() as drawn:
             built = sweep(config, task, engine, home, tracker=MlflowTracker(home), progress=drawn)
         write_report(with_examples(with_rollouts(built, folder), task), folder.path)
+        folder.share("report.*", "candidate.json", "figures/*")
     return built
 
 

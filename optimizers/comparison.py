@@ -15,7 +15,7 @@ from colever.optimizers.attribution import CELLS, choose_arms, path_points
 from colever.optimizers.estimate import scaled
 from colever.optimizers.power import would_resolve
 from colever.optimizers.statistics import Runs, Values, lever_effects_over_seeds, mean_over_seeds, seeds_effect
-from colever.optimizers.study import StudyFolder, StudyState, find_study
+from colever.optimizers.study import StudyFolder, StudyState, find_study, studies_in
 from colever.reported import Estimate
 from colever.types import Cost, Evaluation, TrialRecord, digest_of
 
@@ -50,8 +50,7 @@ def compare(home: Path, names: Sequence[str]) -> list[ComparisonRow]:
 
 
 def _finished(home: Path) -> list[StudyFolder]:
-    folders = [StudyFolder(home, p.parent.name) for p in sorted(home.resolve().glob("studies/*/study.json"))]
-    return [folder for folder in folders if (state := folder.state()) is not None and state.finished]
+    return [folder for folder in studies_in(home) if (state := folder.state()) is not None and state.finished]
 
 
 def _settings_digest(study: _Study) -> str:
@@ -62,7 +61,7 @@ def _settings_digest(study: _Study) -> str:
 
 
 def _config(folder: StudyFolder) -> SweepConfig:
-    file = folder.path / "config.yaml"
+    file = folder.file("config.yaml")
     if not file.exists():
         raise UsageError(f"study {folder.name!r}: {file} is gone; run its sweep again")
     return load_config(file)

@@ -10,10 +10,6 @@ Knows files, checksums and locks; knows nothing of levers. Layout below the home
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,9 +18,18 @@ from typing import Any
 
 from colever.errors import StoreError
 from colever.locks import locks_of
-from colever.process import is_left, mark
+from colever.optimizers.mirror import mirror_of
+from colever.optimizers.sealed import (
+    file_digest,
+    placed,
+    read_sealed,
+    sync_tree,
+    temporary_of,
+    write_sealed,
+)
+from colever.process import is_left
 from colever.samples import SampledRollout
-from colever.types import Candidate, Evaluation, RoundRecord, Weights, digest_of, read_json
+from colever.types import Candidate, Evaluation, RoundRecord, Weights
 
 KEPT = ("rollouts", "gained")  # what is stored with an evaluation and is no part of it
 
@@ -35,10 +40,13 @@ class RoundStore:
     def __init__(self, home: Path) -> None:
         self.home = home.resolve()
         self.folder = self.home / "rounds"
+        self._shared = mirror_of(self.home)
 
     def get(self, key: str) -> RoundRecord | None:
         """The stored round, its weights paths absolute, or None. Raises StoreError if it is corrupt."""
         folder = self.folder / key
+        if self._shared is not None:
+            self._shared.round(key)
         if not folder.exists():
             return None
         try:
@@ -52,6 +60,7 @@ class RoundStore:
                 f"stored round is corrupt: {error}. Delete the folder {folder} and run the same command again: "
                 f"this round alone is computed again"
             ) from error
+        self._with_weights(record)
         return _map_paths(record, self._absolute)
 
     def put(self, record: RoundRecord) -> RoundRecord:
@@ -60,25 +69,25 @@ class RoundStore:
         Written to a temporary folder, flushed to disk, renamed: a reader sees all of it or nothing. The first to store
         a round stays: one whose hold on it was lost meanwhile gets what the other one has stored.
         """
-        target, temporary = self.folder / record.key, self.folder / f".{record.key}.{mark()}.tmp"
+        target = self.folder / record.key
+        temporary = temporary_of(target)
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             record = self._adopt_weights(record, temporary, target)
             files = {str(p.relative_to(temporary)): file_digest(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
             write_sealed(
                 temporary / "record.json", {"record": _map_paths(record, self._relative).to_json(), "files": files}
             )
-            _sync_tree(temporary)
-            temporary.rename(target)
-            _sync(self.folder)
+            sync_tree(temporary)
+            first = placed(temporary, target)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and (first := self.get(record.key)) is not None:
-                return first
             raise StoreError(f"round {record.key} cannot be written to {self.folder}: {error}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(self.workdir(record.key), ignore_errors=True)
-        return record
+        if self._shared is not None:
+            first = self._shared.publish_round(record.key) and first
+        return record if first else self.get(record.key) or record
 
     def workdir(self, key: str) -> Path:
         """Where a pull in flight keeps what it needs to go on after a kill."""
@@ -95,6 +104,13 @@ class RoundStore:
         """One process at a time computes a round; a second waits, is told so, and then finds it stored."""
         with _locked(self.home, f"rounds/{key}.lock", on_wait):
             yield
+
+    def _with_weights(self, record: RoundRecord) -> None:
+        """Weights of earlier rounds that this one refers to are fetched where they lie with other machines."""
+        for candidate in (record.parent, record.child):
+            parts = Path(candidate.weights.path or "").parts
+            if self._shared is not None and parts[:1] == ("rounds",) and parts[1] != record.key:
+                self._shared.round(parts[1])
 
     def _adopt_weights(self, record: RoundRecord, temporary: Path, target: Path) -> RoundRecord:
         weights = record.child.weights
@@ -119,10 +135,11 @@ class EvaluationStore:
     def __init__(self, home: Path) -> None:
         self.home = home.resolve()
         self.folder = self.home / "evaluations"
+        self._shared = mirror_of(self.home)
 
     def get(self, key: str) -> Evaluation | None:
         """The stored evaluation, or None. Raises StoreError if it is corrupt."""
-        path = self.folder / f"{key}.json"
+        path = self._file(key)
         if not path.exists():
             return None
         with self._reading(path) as data:
@@ -133,7 +150,7 @@ class EvaluationStore:
 
         Raises StoreError if it is corrupt.
         """
-        path = self.folder / f"{key}.json"
+        path = self._file(key)
         if not path.exists():
             return ()
         with self._reading(path) as data:
@@ -150,6 +167,13 @@ class EvaluationStore:
         both = zip(KEPT, (rollouts, gained), strict=True)
         kept = {name: [rollout.to_json() for rollout in some] for name, some in both if some}
         write_sealed(self.folder / f"{key}.json", evaluation.to_json() | kept)
+        self._file(key)
+
+    def _file(self, key: str) -> Path:
+        """Where it lies if it is stored; machines that share it have it from now on."""
+        if self._shared is not None:
+            self._shared.evaluation(f"{self.folder.name}/{key}.json")
+        return self.folder / f"{key}.json"
 
     @staticmethod
     @contextlib.contextmanager
@@ -168,36 +192,6 @@ class EvaluationStore:
             yield
 
 
-def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """JSON with its own checksum, written to a temporary file, flushed, renamed, its folder made. Raises StoreError."""
-    _make(path.parent)
-    value = json.loads(json.dumps(value))  # what a reader will see
-    temporary = path.with_name(f".{path.name}.{mark()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"checksum": digest_of(value), "value": value}, file, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path} cannot be written: {error}") from error
-
-
-def read_sealed(path: Path) -> Any:
-    """What ``write_sealed`` wrote. Raises OSError, or ValueError naming the file if it is not what was written."""
-    data = read_json(path)
-    if not isinstance(data, dict) or "value" not in data or digest_of(data["value"]) != data.get("checksum"):
-        raise ValueError(f"{path} differs from its checksum")
-    return data["value"]
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextlib.contextmanager
 def _locked(home: Path, name: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     lock = locks_of(home).lock(name)
@@ -206,13 +200,6 @@ def _locked(home: Path, name: str, on_wait: Callable[[], None] = lambda: None) -
         yield
     finally:
         lock.release()
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"the folder {folder} cannot be made: {error.strerror}") from error
 
 
 def _map_paths(record: RoundRecord, change: Any) -> RoundRecord:
@@ -225,16 +212,3 @@ def _map_paths(record: RoundRecord, change: Any) -> RoundRecord:
         )
 
     return replace(record, parent=candidate(record.parent), child=candidate(record.child))
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

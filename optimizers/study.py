@@ -1,5 +1,7 @@
 """A study's folder: its configuration, what its trials did, its report. Knows files; runs nothing.
 
+Where machines share their objects, a file is read as it is there now, and written there too.
+
 studies/<name>/config.yaml   the resolved configuration
 studies/<name>/study.json    the trials, as keys into the round store
 studies/<name>/estimate.json what a dry run expected of the search
@@ -20,7 +22,9 @@ from colever.errors import StoreError, UsageError
 from colever.loading import load_config
 from colever.optimizers.evaluate import Grounds
 from colever.optimizers.guard import Rules, taken
-from colever.optimizers.store import EvaluationStore, RoundStore, read_sealed, write_sealed
+from colever.optimizers.mirror import mirror_of
+from colever.optimizers.sealed import read_sealed, temporary_of, write_sealed
+from colever.optimizers.store import EvaluationStore, RoundStore
 from colever.types import Candidate, Cost, Evaluation, RoundRecord, TrialRecord
 
 
@@ -96,10 +100,28 @@ class StudyFolder:
     def __init__(self, home: Path, name: str) -> None:
         self.home, self.name = home.resolve(), name
         self.path = self.home / "studies" / name
+        self._shared = mirror_of(self.home)
+
+    @property
+    def where(self) -> str:
+        """All that is the study's own, for who wants to delete it."""
+        return f"{self.path}" + (f" and {self._shared.uri}/studies/{self.name}" if self._shared else "")
+
+    def file(self, name: str) -> Path:
+        """One of its files, as it is now; it may not be there."""
+        if self._shared is not None:
+            self._shared.refresh(f"studies/{self.name}/{name}")
+        return self.path / name
+
+    def share(self, *patterns: str) -> None:
+        """What was written to these of its files is seen by the machines that share the study."""
+        if self._shared is not None:
+            for path in sorted(path for pattern in patterns for path in self.path.glob(pattern)):
+                self._shared.publish(str(path.relative_to(self.home)))
 
     def state(self) -> StudyState | None:
         """What is stored, or None. Raises StoreError if it is corrupt."""
-        file = self.path / "study.json"
+        file = self.file("study.json")
         if not file.exists():
             return None
         try:
@@ -110,31 +132,35 @@ class StudyFolder:
             ) from error
 
     def write(self, state: StudyState) -> None:
-        write_sealed(self.path / "study.json", state.to_json())
+        self._seal("study.json", state.to_json())
+
+    def _seal(self, name: str, value: Mapping[str, Any]) -> None:
+        write_sealed(self.path / name, value)
+        self.share(name)
 
     def manifest(self) -> dict[str, Any]:
         """What made the study. Raises StoreError where it is not there or not readable."""
         try:
-            return dict(read_sealed(self.path / "manifest.json"))
+            return dict(read_sealed(self.file("manifest.json")))
         except (OSError, ValueError, TypeError) as error:
             raise StoreError(f"study {self.name!r} has no manifest to go by: {error}") from error
 
     def write_manifest(self, made: Mapping[str, Any]) -> None:
-        write_sealed(self.path / "manifest.json", made)
+        self._seal("manifest.json", made)
 
     def estimate(self) -> Cost | None:
         """What a dry run expected of the search; None where there was none, or the file is not readable."""
         try:
-            return Cost(**read_sealed(self.path / "estimate.json"))
+            return Cost(**read_sealed(self.file("estimate.json")))
         except (OSError, ValueError, TypeError):
             return None
 
     def write_estimate(self, search: Cost) -> None:
-        write_sealed(self.path / "estimate.json", asdict(search))
+        self._seal("estimate.json", asdict(search))
 
     def claim(self, config: SweepConfig, running: bool = False) -> None:
         """Save the configuration; raises UsageError where the study was made, or is ``running``, with another one."""
-        file = self.path / "config.yaml"
+        file = self.file("config.yaml")
         stored = self.state()
         counted = {"dollars_per_hour", "remote"} if (config.objective, config.axis) == ("cost", "dollars") else set()
         if file.exists() and stored is not None and (stored.trials or running):
@@ -149,15 +175,16 @@ class StudyFolder:
             if changed:
                 raise UsageError(
                     f"study {self.name!r} was made with other settings ({'; '.join(changed)}): give this one another "
-                    f"--study name, or delete {self.path}"
+                    f"--study name, or delete {self.where}"
                 )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(".tmp")
+            temporary = temporary_of(file)
             temporary.write_text(config.to_yaml(), encoding="utf-8")
             temporary.replace(file)
         except OSError as error:
             raise StoreError(f"{file} cannot be written: {error}") from error
+        self.share(file.name)
 
     def trials(self, state: StudyState) -> list[TrialRecord]:
         """The ended trials, their rounds read from the store, shared ones once, and taken as the guard has them."""
@@ -204,8 +231,7 @@ def find_study(home: Path, name: str) -> StudyFolder:
     folder = StudyFolder(home, name)
     if name and folder.state() is not None:
         return folder
-    root = home.resolve() / "studies"
-    found = [StudyFolder(home, p.name) for p in sorted(root.glob("*")) if (p / "study.json").exists()]
+    found = studies_in(home)
     of_task, broken = [], []
     for other in found:
         try:
@@ -220,6 +246,13 @@ def find_study(home: Path, name: str) -> StudyFolder:
     known = ", ".join(f.name for f in found) or "none yet: run `colever sweep arithmetic`"
     known += f" (not readable: {', '.join(broken)})" if broken else ""
     raise UsageError(f"no study and no task with a study is called {name!r} in {home}; there is: {known}")
+
+
+def studies_in(home: Path) -> list[StudyFolder]:
+    """All studies of the home folder, and of the machines that share its objects, by name."""
+    home = home.resolve()
+    names, shared = {p.parent.name for p in home.glob("studies/*/study.json")}, mirror_of(home)
+    return [StudyFolder(home, name) for name in sorted(names | set(shared.studies() if shared else ()))]
 
 
 def same_task(one: str, other: str) -> bool:

@@ -338,7 +338,7 @@ class _Run:
         if [record.key for record in made] != list(entry.rounds):
             raise StoreError(
                 f"trial {entry.number} of study {self.folder.name!r} cannot be made again: its rounds came out "
-                f"otherwise; give the study another --study name, or delete {self.folder.path}"
+                f"otherwise; give the study another --study name, or delete {self.folder.where}"
             )
 
     def _levers(self, schedule: str, settings: Mapping[str, Any]) -> Mapping[LeverName, Lever]:
@@ -364,7 +364,7 @@ class _Run:
             changed = [n for n in ("task", "engine", "versions") if getattr(old.grounds, n) != getattr(grounds, n)]
             raise UsageError(
                 f"study {self.folder.name!r}: its {' and '.join(changed)} changed since it was started: give this one "
-                f"another --study name, or delete {self.folder.path}"
+                f"another --study name, or delete {self.folder.where}"
             )
         if old is not None and old.trials and old.base.digest != self.base.digest:
             raise UsageError(

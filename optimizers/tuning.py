@@ -34,8 +34,9 @@ from colever.optimizers.budget import Budget
 from colever.optimizers.designer import Designer
 from colever.optimizers.evaluate import Evaluator
 from colever.optimizers.lever import NullProgress, Progress, Staged
+from colever.optimizers.sealed import read_sealed, write_sealed
 from colever.optimizers.statistics import mean_over_seeds, paired_effect, seeds_effect, shared_means
-from colever.optimizers.store import EvaluationStore, RoundStore, read_sealed, write_sealed
+from colever.optimizers.store import EvaluationStore, RoundStore
 from colever.optimizers.tuning_plan import TuningPlan, cut
 from colever.samples import SampledRollout
 from colever.tasks.judges import open_judges, with_judge

@@ -16,7 +16,8 @@ from colever.loading import load_config
 from colever.optimizers.evaluate import Evaluator
 from colever.optimizers.gained import gained
 from colever.optimizers.sample import MOST, chosen, sampled
-from colever.optimizers.store import KEPT, EvaluationStore, read_sealed, write_sealed
+from colever.optimizers.sealed import read_sealed, write_sealed
+from colever.optimizers.store import KEPT, EvaluationStore
 from colever.optimizers.sweep import study_key
 from colever.samples import SampledRollout, SampledStep, cut
 from colever.tasks.rubric import Criterion, Rubric

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from colever.errors import StoreError
-from colever.optimizers.store import EvaluationStore, RoundStore, read_sealed, write_sealed
+from colever.optimizers.sealed import read_sealed, write_sealed
+from colever.optimizers.store import EvaluationStore, RoundStore
 from colever.process import is_left, machine, mark
 from colever.types import Candidate, Cost, Evaluation, PredictorPrompt, RoundRecord, Weights
 
@@ -99,7 +100,7 @@ def test_what_killed_processes_left_is_cleared(tmp_path: Path) -> None:
     store = RoundStore(tmp_path)
     store.put(made(store))
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    gone, ours = (store.folder / f".k2.{pid}.tmp" for pid in (dead.stdout.strip(), os.getpid()))
+    gone, ours = (store.folder / f".k2.0f.{machine()}.{pid}.tmp" for pid in (dead.stdout.strip(), os.getpid()))
     resumable = store.workdir("k3")
     for folder in (gone, ours, resumable):
         folder.mkdir()

@@ -49,7 +49,7 @@ def export(home: Path, name: str, to: Path, merge: bool = False) -> Manifest:
     if state is None:
         raise UsageError(f"study {study!r} has nothing to export yet; run its sweep")
     candidate, schedule = chosen(folder, state, which)
-    config, task = load_config(folder.path / "config.yaml"), task_of(folder, unchanged=True)
+    config, task = load_config(folder.file("config.yaml")), task_of(folder, unchanged=True)
     with written(to) as temporary:
         weights = _weights(candidate, config, merge, temporary)
         shipped = dataclasses.replace(candidate, weights=weights)
