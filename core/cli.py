@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from colever import console
 from colever.errors import ColeverError, UsageError
-from colever.rubric_commands import DataOption, RubricOption, rescore_command, rubric_app
+from colever.rubric_commands import DataOption, EngineOption, RubricOption, rescore_command, rubric_app
 from colever.seed_commands import seed_app
 from colever.ship.commands import export_command, serve_command
 from colever.shown import (
@@ -50,9 +51,6 @@ TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A bundled tas
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="seed, a checkpoint folder, a hub name, or api:openai/gpt-5-mini (docs/remote.md)."),
-]
-EngineOption = Annotated[
-    str | None, typer.Option("--engine", help="What samples: transformers, in this process, or vllm (docs/vllm.md).")
 ]
 PromptModelOption = Annotated[
     str | None,
@@ -119,7 +117,7 @@ def evaluate_command(
 
         chosen = _read_candidate(candidate) if candidate else loaded.base_candidate()
         total = len(loaded.examples(split)[:limit])
-        with console.progress() as drawn:
+        with closing(engine), console.progress() as drawn:
             result = evaluate(
                 chosen, loaded, engine, split, seed=resolved.seed, limit=limit,
                 on_done=lambda done: drawn.update(done, total, f"{task} on {split}"),

@@ -32,6 +32,9 @@ RubricOption = Annotated[
     str | None,
     typer.Option("--rubric", metavar="FILE", help="Score by this TOML or YAML file (docs/rubrics.md), not by TASK's."),
 ]
+EngineOption = Annotated[
+    str | None, typer.Option("--engine", help="What samples: transformers, in this process, or vllm (docs/vllm.md).")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 
 

@@ -98,6 +98,7 @@ def show_rerun(name: str, home: Path, into: Path | None, as_json: bool) -> None:
         if not config.trainable:
             console.say(f"{config.model}: an API model does not promise the same answers, and is paid for once more")
         moved = changes(made, Grounds(task.digest(), engine.digest, versions()))
+        engine.close()  # the run opens its own
         for change in moved:
             console.say(f"since then: {change}")
         after = run_study(config, absolute)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from colever import console
-from colever.rubric_commands import DataOption, JsonOption, RubricOption
+from colever.rubric_commands import DataOption, EngineOption, JsonOption, RubricOption
 
 
 def rubric_tune(
@@ -17,6 +17,7 @@ def rubric_tune(
     data: DataOption = None,
     rubric: RubricOption = None,
     model: Annotated[str | None, typer.Option("--model", help="seed, a checkpoint folder, or a hub name.")] = None,
+    kind: EngineOption = None,
     schedule: Annotated[str, typer.Option("--schedule", help="Levers pulled under each rubric, p and w.")] = "w",
     trials: Annotated[int, typer.Option("--trials", help="Rubrics tried; the first is the own one.")] = 12,
     designs: Annotated[int, typer.Option("--designs", help="Of them, how many --prompt-model designs.")] = 4,
@@ -58,6 +59,7 @@ def rubric_tune(
         raise UsageError(f"--out {out}: accepted: a file in a folder that exists, that ends in {' or '.join(ENDINGS)}")
     caps = {f"budget.{key}": value for key, value in parse_pairs(budget or [], "--budget").items()}
     asked = {} if prompt_model is None else {"proposer.model": prompt_model}
+    asked |= {} if kind is None else {"engine.kind": kind}
     config = load_config(
         None,
         flags={"task": task, "data": data, "rubric": rubric, "model": model, "study": study, "seed": seed},

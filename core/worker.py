@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +66,7 @@ def run_worker(config: SweepConfig, home: Path, log: Path) -> None:
     console.silence()
     try:
         task, engine = open_study(config, home)
-        with console.progress() as drawn:
+        with closing(engine), console.progress() as drawn:
             sweep(config, task, engine, home, tracker=MlflowTracker(home), progress=drawn)
     except KeyboardInterrupt:
         console.say("interrupted")

@@ -30,7 +30,8 @@ from colever.engines.live_adapters import configs_in, write_adapter
 from colever.engines.prefix_store import causal
 from colever.engines.transformers import Stores, TransformersEngine
 from colever.engines.vllm_client import Gone, Refused, Sampled, VllmClient
-from colever.engines.vllm_server import GivenServer, Live, Serving, StartedServer
+from colever.engines.vllm_given import GivenServer
+from colever.engines.vllm_server import Live, Serving, StartedServer
 from colever.errors import InfrastructureError, UsageError
 from colever.types import Completion, Weights, digest_of
 

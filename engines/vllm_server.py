@@ -1,4 +1,4 @@
-"""The one vLLM server that a study samples from: started here and started again where it dies, or one that runs.
+"""The one vLLM server that a study samples from on a machine: started here, and started again where it dies.
 
 Knows how a server is started, waited for and found to be gone; knows no prompts and no weights but their rank.
 """
@@ -13,20 +13,22 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from colever.engines.remote_model import ADDRESS_KEY, address_key
 from colever.engines.vllm_client import Gone, Refused, VllmClient
+from colever.engines.vllm_place import Place, Said
 from colever.engines.vllm_process import ServerProcess
 from colever.errors import InfrastructureError, UsageError
 
 NAME = "base"  # the model's own weights at a server that is started here
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as --max-lora-rank
 ADAPTERS = 4  # that may be used in one step
+KEPT = 32  # that the server keeps in its main memory
+CARDS = "CUDA_VISIBLE_DEVICES"
 TELL_EVERY = 10.0  # seconds
-BACK = 60.0  # seconds that a server of the user's has to come back
 PYTHON = "COLEVER_VLLM_PYTHON"  # the environment's word for engine.vllm_python
 ACCEPTED = f"engine.vllm_python, or {PYTHON}: the python of an environment with vLLM"
 _LOOK = """
@@ -59,9 +61,11 @@ class Live:
 
 
 class StartedServer:
-    """Thread-safe. A server of its own, from the first ``ensure`` to ``close``; ends with this process in any case.
+    """Thread-safe. A server from the first ``ensure`` on, until ``close`` of the last that uses it.
 
-    Raises UsageError where the given python has no vLLM.
+    Processes of one study on this machine (``serving.log``) meet over one server, whichever of them started it and
+    whichever starts it again (see ``vllm_place``); without a study it is this object's alone. It ends with the last
+    process that uses it in any case. Raises UsageError where the given python has no vLLM.
     """
 
     def __init__(self, serving: Serving, source: str, device: str, dtype: str) -> None:
@@ -70,10 +74,12 @@ class StartedServer:
         self._how = (source, device, dtype)
         self.vllm_version = vllm_version_in(self._python)
         self.log = serving.log or Path(tempfile.gettempdir()) / f"colever-vllm-{os.getpid()}.log"
-        self.process: ServerProcess | None = None
+        shared = (str(self.log.resolve()), *self._how, self._python, serving.args, os.environ.get(CARDS))
+        self.place = Place(shared if serving.log else None)
+        self.process: ServerProcess | None = None  # of the server, where this object started it
         self._lock = threading.RLock()
         self._live: Live | None = None
-        self._rank, self._starts = 16, 0
+        self._rank, self._starts, self._lost = 16, 0, ""
         self._broken: InfrastructureError | None = None
 
     def ensure(self, rank: int = 0) -> Live:
@@ -84,55 +90,103 @@ class StartedServer:
         with self._lock:
             if self._broken is not None:
                 raise self._broken
-            if rank > self._rank:
-                self._rank = next((r for r in RANKS if r >= rank), rank)
-                self._stop(f"an adapter of rank {rank} needs it with --max-lora-rank {self._rank}")
-            if self._live is None or self.process is None or not self.process.alive:
-                self._stop("it has ended")
+            ended = self.process is not None and not self.process.alive
+            if self._live is None or rank > self._rank or ended:
+                self._drop()
                 try:
-                    self._live = self._start()
+                    with self.place.turn(self._waits()):
+                        self._live = self._met(rank)
                 except InfrastructureError as error:
-                    self._stop()
                     self._broken = error
-                    raise
-                except BaseException:  # an interrupt while it starts, too: the process is ended, then it goes on up
-                    self._stop()
                     raise
             return self._live
 
     def lost(self, live: Live, why: str) -> None:
         """What was asked of it failed: the next ``ensure`` starts another one, unless this one is well."""
         with self._lock:
-            if self._live is live and not (self.process is not None and self.process.alive and live.client.healthy()):
-                self._stop(why)
+            gone = self.process is not None and not self.process.alive
+            if self._live is live and (gone or not live.client.healthy()):
+                self._lost = why
+                self._drop()
 
     def close(self) -> None:
-        """Nothing is started from then on."""
+        """Nothing is started from then on; the server is ended where nobody else uses it."""
         with self._lock:
             self._broken = InfrastructureError("the vLLM server was closed")
-            self._stop()
+            self._drop()
+            if self.place.leave() and self.process is not None:
+                self.process.ended()
+            self.process = None
 
-    def _stop(self, why: str = "") -> None:
-        if self.process is not None:
-            if why:
-                self.serving.told(f"vLLM: the server is started again: {why}")
-            self.process.stop()
+    def _drop(self) -> None:
         if self._live is not None:
             self._live.client.close()
-        self.process = self._live = None
+        self._live = None
+
+    def _waits(self) -> Callable[[], None]:
+        """What is told, once, while another process starts the server."""
+        told: list[str] = []
+
+        def wait() -> None:
+            if not told:
+                told.append("vLLM: waiting for the server, which another process of this study starts or looks for")
+                self.serving.told(told[0])
+
+        return wait
+
+    def _met(self, rank: int) -> Live:
+        """The server that is there, or one that is started now; while it is this object's turn."""
+        said = self.place.said()
+        if said is not None:
+            if said.failed:
+                raise InfrastructureError(said.failed)
+            client = VllmClient(f"http://127.0.0.1:{said.port}", said.key)
+            if said.rank >= rank and said.ready and self.place.alive(said) and client.healthy():
+                if self.process is not None and self.process.token != said.token:
+                    self.process = None  # another process has started one instead
+                return self._adopted(client, said.rank)
+            self._rank = said.rank
+        if rank > self._rank:
+            self._rank = next((r for r in RANKS if r >= rank), rank)
+            self._lost = f"an adapter of rank {rank} needs it with --max-lora-rank {self._rank}"
+        if said is not None:
+            self.serving.told(f"vLLM: the server is started again: {self._lost or 'it has ended'}")
+        self._end()
+        try:
+            return self._start()
+        except InfrastructureError as error:
+            self._end()
+            self.place.say(Said("", failed=str(error)))  # to the others, who need not wait for the same
+            raise
+        except BaseException:  # an interrupt while it starts, too: the process is ended, then it goes on up
+            self._end()
+            raise
+
+    def _adopted(self, client: VllmClient, rank: int) -> Live:
+        self._starts += 1
+        self._rank, self._lost = rank, ""
+        return live_again(client, self._starts)
+
+    def _end(self) -> None:
+        self.place.end()
+        if self.process is not None:
+            self.process.ended()
+        self.process = None
 
     def _start(self) -> Live:
-        port, key, started = _free_port(), secrets.token_hex(16), time.monotonic()
-        command = server_command(self._python, *self._how, port, self._rank, self.serving.args)
+        said, started = Said(uuid.uuid4().hex, _free_port(), secrets.token_hex(16), rank=self._rank), time.monotonic()
+        command = server_command(self._python, *self._how, said.port, said.rank, self.serving.args)
         self.serving.told(f"vLLM: starting a server (log: {self.log})")
+        self.place.say(said)
+        environment = server_environment(self._how[1], said.key)
         try:
-            self.process = ServerProcess(command, server_environment(self._how[1], key), self.log)
+            self.process = ServerProcess(command, environment, self.log, self.place.folder, said.token)
         except OSError as error:
             raise InfrastructureError(f"the vLLM server cannot be started: {error}") from error
-        client = VllmClient(f"http://127.0.0.1:{port}", key)
+        client = VllmClient(f"http://127.0.0.1:{said.port}", said.key)
         self._wait(client, started)
-        self._starts += 1
-        live = _live_again(client, self._starts)
+        live = self._adopted(client, said.rank)
+        self.place.say(replace(said, group=self.process.group, ready=True))
         self.serving.told(f"vLLM: serving after {time.monotonic() - started:.0f} s")
         return live
 
@@ -153,71 +207,7 @@ class StartedServer:
             time.sleep(0.25)
 
 
-class GivenServer:
-    """Thread-safe. A server that somebody else runs on this machine, at an address; it is never stopped.
-
-    Raises UsageError where it does not answer, or cannot do what is needed of it.
-    """
-
-    process = None
-
-    def __init__(self, serving: Serving, patience: float = BACK) -> None:
-        self.url, self.serving, self._patience = str(serving.url), serving, patience
-        if not self.url.startswith(("http://", "https://")):
-            raise UsageError(f"engine.vllm_url={self.url}: accepted: an address such as http://127.0.0.1:8000")
-        self._client = VllmClient(self.url, address_key())
-        self._lock, self._generation = threading.Lock(), 1
-        try:
-            self.vllm_version = self._client.version()
-            self._live: Live | None = live_at(self._client, 1)
-            self._check_adapters()
-        except (Gone, InfrastructureError) as error:
-            raise UsageError(f"engine.vllm_url={self.url}: no vLLM server answers there ({error})") from error
-        except Refused as error:
-            key = f"; set {ADDRESS_KEY}" if error.status in (401, 403) else ""
-            raise UsageError(f"engine.vllm_url={self.url}: it refused to say what it serves ({error}){key}") from error
-
-    def _check_adapters(self) -> None:
-        """Raises UsageError where none can be loaded into it as it runs."""
-        try:
-            self._client.post("/v1/load_lora_adapter", {"lora_name": "", "lora_path": ""})
-        except Refused as error:
-            if error.status in (404, 405):
-                raise UsageError(
-                    f"engine.vllm_url={self.url}: it takes no adapters as it runs; accepted: a server started with "
-                    "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
-                ) from error
-            if error.status in (401, 403):
-                raise
-
-    def ensure(self, rank: int = 0) -> Live:
-        """Raises InfrastructureError where it was lost and does not come back."""
-        with self._lock:
-            if self._live is None:
-                deadline = time.monotonic() + self._patience
-                self.serving.told(f"vLLM: waiting for the server at {self.url}")
-                while not self._client.healthy():
-                    if time.monotonic() > deadline:
-                        raise InfrastructureError(
-                            f"the vLLM server at {self.url} is gone, and did not come back in {self._patience:.0f} s"
-                        )
-                    time.sleep(0.5)
-                self._live = _live_again(self._client, self._generation)
-            return self._live
-
-    def lost(self, live: Live, why: str) -> None:
-        """What was asked of it failed: it is looked for anew, and what was loaded into it is loaded again."""
-        with self._lock:
-            if self._live is live:
-                self._live = None
-                self._generation += 1
-
-    def close(self) -> None:
-        """Connections only."""
-        self._client.close()
-
-
-def _live_again(client: VllmClient, generation: int) -> Live:
+def live_again(client: VllmClient, generation: int) -> Live:
     """Raises InfrastructureError where it does not say what it serves."""
     try:
         return live_at(client, generation)
@@ -247,6 +237,7 @@ def server_command(
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--generation-config", "vllm"),
         *("--logprobs-mode", "processed_logprobs", "--enable-prefix-caching", "--enable-prompt-tokens-details"),
         *("--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(ADAPTERS)),
+        *("--max-cpu-loras", str(KEPT)),
         *("--disable-uvicorn-access-log",),
         *(on_a_cpu if device == "cpu" else beside_a_trainer),
         *args,
@@ -256,7 +247,7 @@ def server_command(
 def server_environment(device: str, key: str) -> dict[str, str]:
     """This process's, less what points another python at our packages; the key is asked of everyone on the machine."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")}
-    on_a_cpu = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    on_a_cpu = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", CARDS: ""}
     own = {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_API_KEY": key,

@@ -139,16 +139,25 @@ def shim(folder: Path, **environment: str) -> str:
     """A python that has vLLM, as it seems; ``environment`` says what its server does, see ``main``."""
     file = folder / "python-with-vllm"
     told = " ".join(f"{name}='{value}'" for name, value in environment.items())
-    file.write_text(f'#!/bin/sh\nexec env {told} {sys.executable} -S {__file__} "$@"\n')
+    quick = "" if "STANDIN_MODEL" in environment else "-S"
+    file.write_text(f'#!/bin/sh\nexec env {told} {sys.executable} {quick} {__file__} "$@"\n')
     file.chmod(0o755)
     return str(file)
+
+
+def _model() -> Any:
+    if folder := os.environ.get("STANDIN_MODEL"):
+        from colever.engines.lm import open_engine
+
+        return open_engine(folder)
+    return None
 
 
 def main(arguments: list[str], sleep: Callable[[float], None] = time.sleep) -> None:
     """What ``python`` does with these arguments: say a version, or serve until killed.
 
     STANDIN_FAILS: say this and end with status 1; STANDIN_FOREVER: never be ready; STANDIN_CHILD: a file that gets the
-    process ids of the server and of a child that it leaves running.
+    process ids of the server and of a child that it leaves running. STANDIN_MODEL: a checkpoint that it answers with.
     """
     if arguments[0] == "-c":
         print(os.environ.get("STANDIN_VERSION", VERSION))
@@ -159,7 +168,7 @@ def main(arguments: list[str], sleep: Callable[[float], None] = time.sleep) -> N
         child = os.fork() or sleep(600)
         Path(file).write_text(f"{os.getpid()} {child}")
     if not os.environ.get("STANDIN_FOREVER"):
-        StandIn().start(int(arguments[arguments.index("--port") + 1]))
+        StandIn(_model()).start(int(arguments[arguments.index("--port") + 1]))
     while True:
         sleep(600)
 

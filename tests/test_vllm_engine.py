@@ -21,7 +21,8 @@ from colever.config import EngineSettings, RemoteSettings, WeightSettings
 from colever.engines.generation import TokenRequest
 from colever.engines.lm import open_engine, open_policy
 from colever.engines.vllm_engine import TRIES, VllmEngine
-from colever.engines.vllm_server import GivenServer, Serving
+from colever.engines.vllm_given import GivenServer
+from colever.engines.vllm_server import Serving
 from colever.errors import InfrastructureError, UsageError
 from colever.loading import load_config
 from colever.optimizers.importance import corrects

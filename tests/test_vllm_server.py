@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -124,6 +125,7 @@ os.kill(os.getpid(), 9)
     assert "up" in done.stdout
     ids = [int(n) for n in (tmp_path / "ids").read_text().split()]
     assert eventually(lambda: not any(map(there, ids)))
+    assert not opened(tmp_path).place.folder.exists()
 
 
 def test_one_that_does_not_come_up_says_why_and_where(tmp_path: Path) -> None:
@@ -132,10 +134,12 @@ def test_one_that_does_not_come_up_says_why_and_where(tmp_path: Path) -> None:
         with pytest.raises(InfrastructureError, match="ended while it started: ValueError: no such model as that"):
             server.ensure()
     assert "no such model as that" in (tmp_path / "study" / "vllm.log").read_text()
+    server.close()
     slow = StartedServer(Serving(shim(tmp_path, STANDIN_FOREVER="1"), start=0.5), "model", "cpu", "float32")
     with pytest.raises(InfrastructureError, match=r"was not ready after .*engine.vllm_start"):
         slow.ensure()
     assert slow.process is None
+    slow.close()
 
 
 def test_a_python_without_vllm_is_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -143,3 +147,123 @@ def test_a_python_without_vllm_is_refused_before_anything_runs(tmp_path: Path) -
         opened(tmp_path, STANDIN_VERSION="")
     with pytest.raises(UsageError, match=r"cannot be run .* accepted: engine.vllm_python"):
         StartedServer(Serving(str(tmp_path / "none")), "model", "cpu", "float32")
+
+
+def both(tmp_path: Path, **environment: str) -> tuple[StartedServer, StartedServer]:
+    """What two processes of one study have."""
+    ids = {"STANDIN_CHILD": str(tmp_path / "ids")}
+    return opened(tmp_path, **ids, **environment), opened(tmp_path, **ids, **environment)
+
+
+def test_those_of_one_study_share_one_server_which_the_last_of_them_ends(tmp_path: Path) -> None:
+    starter, other = both(tmp_path)
+    first, second = starter.ensure(), other.ensure()
+    assert other.process is None
+    assert first.client.address == second.client.address
+    assert first.client.headers == second.client.headers
+    ids = [int(n) for n in (tmp_path / "ids").read_text().split()]
+    starter.close()
+    assert all(map(there, ids))
+    assert second.client.healthy()
+    other.close()
+    assert eventually(lambda: not any(map(there, ids)))
+    assert not starter.place.folder.exists()
+
+
+def test_another_study_another_device_or_other_arguments_are_another_server(tmp_path: Path) -> None:
+    python, log = shim(tmp_path), tmp_path / "study" / "vllm.log"
+    ways = [
+        (Serving(python, log=log), "cpu"), (Serving(python, log=tmp_path / "vllm.log"), "cpu"),
+        (Serving(python, log=log), "cuda"), (Serving(python, log=log, args=("--seed", "1")), "cpu"),
+    ]  # fmt: skip
+    places = [StartedServer(serving, "model", device, "float32").place.folder for serving, device in ways]
+    assert len(set(places)) == 4
+    assert StartedServer(ways[0][0], "model", "cpu", "float32").place.folder == places[0]
+    assert not any(place.exists() for place in places)  # nothing is made before it is needed
+
+
+def test_whichever_notices_first_starts_it_again_for_all(tmp_path: Path) -> None:
+    starter, other = both(tmp_path)
+    first, second = starter.ensure(), other.ensure()
+    served, left = (int(n) for n in (tmp_path / "ids").read_text().split())
+    os.kill(served, signal.SIGKILL)
+    assert eventually(lambda: not there(left))
+    other.lost(second, "connection refused")
+    again = other.ensure()
+    assert other.process is not None
+    assert again.client.address != second.client.address
+    starter.lost(first, "connection refused")
+    assert starter.ensure().client.address == again.client.address
+    assert starter.process is None
+    assert starter.ensure() is starter.ensure()
+    larger = starter.ensure(rank=100)
+    other.lost(again, "connection refused")
+    assert other.ensure(rank=8).client.address == larger.client.address
+    assert other.ensure(rank=100) is other.ensure()
+    other.close()
+    starter.close()
+
+
+def test_one_that_does_not_come_up_is_tried_once_for_all(tmp_path: Path) -> None:
+    starter, other = both(tmp_path, STANDIN_FAILS="ValueError: no such model as that")
+    for server in (starter, other):
+        with pytest.raises(InfrastructureError, match="no such model as that"):
+            server.ensure()
+    assert (tmp_path / "study" / "vllm.log").read_text().count("no such model as that") == 1
+    for server in (starter, other):
+        server.close()
+    assert not starter.place.folder.exists()
+
+
+def test_it_outlives_the_process_that_started_it_while_another_uses_it(tmp_path: Path) -> None:
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_vllm_server import both
+both(Path({str(tmp_path)!r}))[0].ensure()
+print("up", flush=True)
+sys.stdin.read()
+os.kill(os.getpid(), 9)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        _, other = both(tmp_path)
+        live = other.ensure()
+        assert other.process is None
+        process.communicate("", timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    ids = [int(n) for n in (tmp_path / "ids").read_text().split()]
+    assert live.client.healthy()
+    assert all(map(there, ids))
+    other.close()
+    assert eventually(lambda: not any(map(there, ids)))
+
+
+def test_a_command_ends_the_server_that_it_started(
+    run: Callable[..., tuple[int, str, str]], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    ids = tmp_path / "ids"
+    python = shim(tmp_path, STANDIN_MODEL=str(tiny_checkpoint), STANDIN_CHILD=str(ids))
+    vllm = ["--engine", "vllm", "--set", f"engine.vllm_python={python}"]
+    status, out, err = run("eval", "arithmetic", "--model", tiny_checkpoint, "--limit", 2, "--json", *vllm)
+    assert (status, err.count("vLLM: serving")) == (0, 1), err
+    assert json.loads(out)["policy_failures"] == 2  # a random model answered
+    assert not any(there(int(n)) for n in ids.read_text().split())
+
+
+def test_a_rubric_is_tuned_over_a_server_too(run: Callable[..., tuple[int, str, str]]) -> None:
+    status, _, err = run("rubric", "tune", "arithmetic", "--engine", "vllm", "--set", "engine.vllm_url=here")
+    assert status == 2
+    assert "engine.vllm_url=here: accepted: an address" in " ".join(err.split())
+
+
+def test_a_folder_of_somebody_elses_is_refused(tmp_path: Path) -> None:
+    server = opened(tmp_path)
+    server.place.folder.mkdir(mode=0o755)
+    try:
+        with pytest.raises(UsageError, match="accepted: a folder that is yours alone"):
+            server.ensure()
+    finally:
+        server.place.folder.rmdir()

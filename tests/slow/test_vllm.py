@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -147,6 +149,26 @@ def _servers() -> Iterator[Path]:
 def _stat(folder: Path) -> list[str]:
     """State, parent and so on, as in proc(5) from its third field."""
     return (folder / "stat").read_text().rpartition(")")[2].split()
+
+
+def test_two_workers_share_one_server(task: Path, tmp_path: Path) -> None:
+    sets = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
+    command = [
+        *(sys.executable, "-c", "from colever.cli import main; main()", "sweep", f"{task}:task", "--workers", "2"),
+        *("--trials", "2", "--engine", "vllm", "--home", str(tmp_path), "--json", *sets),
+        *("--set", "schedules=[w, 'w,p']", "--set", "weights.learning_rate=1e-4"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = StudyFolder(tmp_path, "small-task-seed-s0")
+    state = folder.state()
+    assert state is not None
+    assert [trial.state for trial in folder.trials(state)] == ["complete", "complete"]
+    log = (folder.path / "vllm.log").read_text()
+    assert log.count("the server ended with status") == 1  # it was started once
+    names = re.findall(r"Loaded new LoRA adapter: name '(\S+?)'", log)
+    assert len(names) == len(set(names)) >= 4  # both worked, and a name is one state of one worker's weights
+    assert "vLLM: serving" in done.stderr + (folder.path / "worker-2.log").read_text()
 
 
 def test_a_wrong_model_a_wrong_argument_and_no_server_are_told(tmp_path: Path) -> None:
