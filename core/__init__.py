@@ -18,6 +18,7 @@ _PUBLIC = {
     "Task": "colever.tasks.task",
     "TransformersEngine": "colever.engines.transformers",
     "WeightTeleprompter": "colever.optimizers.teleprompter",
+    "agent_program": "colever.pipelines.agent",
     "engine_lm": "colever.optimizers.provider",
     "load": "colever.ship.program",
     "load_task": "colever.tasks.load",

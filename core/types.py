@@ -125,6 +125,7 @@ class Step:
     inputs: Mapping[str, Any] = field(default_factory=dict)  # the call's fields, as JSON values
     outputs: Mapping[str, Any] = field(default_factory=dict)  # {} where it failed
     short_ids: tuple[int, ...] = ()  # the call's prompt under other prompts, where a run was asked to keep it
+    drifted: bool = False  # an earlier answer of the rollout is in the prompt in other tokens than it was sampled in
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ class CallRecorder:
     program: Any = None  # the rollout's own copy, which names its predictors
     inputs: Mapping[str, Any] = field(default_factory=dict)  # those of the example that the rollout is of
     unparsed: set[int] = field(default_factory=set)  # places in ``completions`` that could not be parsed
+    drifted: set[int] = field(default_factory=set)  # places whose prompt has an earlier answer in other tokens
     asked: Mapping[str, Any] = field(default_factory=dict)  # the fields of the call under way
     before: int = 0  # completions before that call: its engine adds to them, or the adapter does
     fields: dict[int, tuple[Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=dict)  # by place: in and out

@@ -31,6 +31,7 @@ from colever.engines.base_model import (
     open_model,
 )
 from colever.engines.calls import CallRecorder, current_call, predictor_name, stable_seed
+from colever.engines.chat_template import ChatTemplate
 from colever.engines.generation import Generator, TokenOutput, TokenRequest
 from colever.engines.memory import naming_memory
 from colever.engines.named import NamedWeights
@@ -75,6 +76,7 @@ class TransformersEngine:
         self.template = {"enable_thinking": False, **(template or {})}
         self.model, self.tokenizer = open_model(self.source, DTYPES[dtype], device, quantization=quantization)
         self.device = next(self.model.parameters()).device
+        self.chat = ChatTemplate(self.tokenizer, self.template)
         self.context = context_length(self.model.config.get_text_config())
         self.end_ids = end_ids(self.model, self.tokenizer)
         self._weights = WeightSwap(self.model, self._read_base, frozen=self.quantized)
@@ -84,7 +86,6 @@ class TransformersEngine:
         self._gatherer = Gatherer(self.generate)
         self._lock = threading.RLock()
         self._cost = Cost()
-        self._prompts: dict[tuple, tuple[int, ...]] = {}
         self._bare_calls = itertools.count()
 
     # --- weights ---------------------------------------------------------------------------------
@@ -208,17 +209,7 @@ class TransformersEngine:
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
         """Prompt token ids of chat messages (``role``, ``content``), the assistant's opening included."""
-        key = tuple((m["role"], m["content"]) for m in messages)
-        ids = self._prompts.get(key)
-        if ids is None:
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True, **self.template
-            )
-            ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-            if len(self._prompts) >= 4096:
-                self._prompts.clear()
-            self._prompts[key] = ids
-        return ids
+        return self.chat.render(messages)
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """What ``complete`` would read of a DSPy adapter's messages, which go through DSPy's own conversion."""
@@ -252,23 +243,25 @@ class TransformersEngine:
 
     def complete(self, request: lm15.Request) -> lm15.Response:
         """One completion; blocks until the batch that it is in ran. Raises lm15 errors."""
-        recorder = current_call.get()
-        prompt_ids = self.render(_messages(request))
-        if len(prompt_ids) >= self.context:  # here, so that it fails its own rollout and not the batch
-            self._fitted(TokenRequest(prompt_ids, 1))
-        inside = recorder is not None and recorder.session is not None  # where others wait for this request
-        with self.named.turn(request.model, may_wait=not inside):
-            completion = (
-                self._bare(prompt_ids, request) if recorder is None else self._recorded(prompt_ids, request, recorder)
-            )
+        recorder, prompt_ids = current_call.get(), self.render(_messages(request))
+        completion = self.complete_ids(prompt_ids, request.config, request.model)
         usage = lm15.Usage(input_tokens=len(prompt_ids), output_tokens=len(completion.completion_ids))
         # Inside a rollout the recorder has the finish reason; DSPy would log a warning per truncated completion.
         finish = completion.finish_reason if recorder is None else "stop"
         message = lm15.Message.assistant([lm15.TextPart(completion.text)])
         return lm15.Response(id=None, model=request.model, message=message, finish_reason=finish, usage=usage)
 
-    def _bare(self, prompt_ids: tuple[int, ...], request: lm15.Request) -> Completion:
-        seed = request.config.seed
+    def complete_ids(self, prompt_ids: tuple[int, ...], config: lm15.Config, model: str) -> Completion:
+        """The same behind exactly these ids, by the weights that ``model`` names, with its own ids."""
+        recorder = current_call.get()
+        if len(prompt_ids) >= self.context:  # here, so that it fails its own rollout and not the batch
+            self._fitted(TokenRequest(prompt_ids, 1))
+        inside = recorder is not None and recorder.session is not None  # where others wait for this request
+        with self.named.turn(model, may_wait=not inside):
+            return self._bare(prompt_ids, config) if recorder is None else self._recorded(prompt_ids, config, recorder)
+
+    def _bare(self, prompt_ids: tuple[int, ...], config: lm15.Config) -> Completion:
+        seed = config.seed
         if seed is None:
             seed = stable_seed("bare", next(self._bare_calls))
         modules = dspy.settings.caller_modules or [None]
@@ -276,13 +269,13 @@ class TransformersEngine:
             predictor = self._predictor(modules[0], modules[-1])
         except UsageError as error:
             raise lm15.InvalidRequestError(str(error)) from error
-        return self._gatherer.request(_token_request(prompt_ids, request.config, seed, predictor))
+        return self._gatherer.request(_token_request(prompt_ids, config, seed, predictor))
 
-    def _recorded(self, prompt_ids: tuple[int, ...], request: lm15.Request, recorder: CallRecorder) -> Completion:
+    def _recorded(self, prompt_ids: tuple[int, ...], config: lm15.Config, recorder: CallRecorder) -> Completion:
         modules = dspy.settings.caller_modules
         seed = recorder.next_seed()
         predictor = self._predictor(recorder.program, modules[-1] if modules else None)
-        wanted = _token_request(prompt_ids, request.config, seed, predictor)
+        wanted = _token_request(prompt_ids, config, seed, predictor)
         if recorder.session is None:
             completion = self._gatherer.request(wanted)
         else:

@@ -275,7 +275,8 @@ def _steps(program: dspy.Module, recorder: CallRecorder) -> tuple[Step, ...]:
         asked, said = recorder.fields.get(place, ({}, {}))
         failed = place in recorder.unparsed
         short = short_ids(recorder, module, name, completion)
-        steps.append(Step(name, counts.get(name, 0), completion, failed, plain(asked), plain(said), short))
+        drifted = place in recorder.drifted
+        steps.append(Step(name, counts.get(name, 0), completion, failed, plain(asked), plain(said), short, drifted))
         counts[name] = counts.get(name, 0) + 1
     return tuple(steps)
 

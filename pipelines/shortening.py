@@ -29,6 +29,10 @@ class ShortPrompts:
         self._demos = {name: [dspy.Example(**demo) for demo in p.demos] for name, p in prompts.items()}
         self._signatures: dict[tuple[str, Any], Any] = {}
 
+    def prompt_of(self, predictor: str) -> PredictorPrompt | None:
+        """The other prompt, for who makes the ids himself; None where there is none."""
+        return self._prompts.get(predictor)
+
     def keep(
         self, recorder: CallRecorder, messages: Messages, signature: Any, formatted: Callable[[Any, list], Messages]
     ) -> None:

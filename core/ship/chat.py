@@ -7,26 +7,23 @@ of one field, or JSON of all fields. Decoding is the candidate's own: temperatur
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from colever.errors import UsageError
+from colever.pipelines import openai_chat
+from colever.pipelines.openai_chat import as_stream, messages_of, text_of
 from colever.ship.guarded import parse_json
+
+__all__ = ["as_stream", "checked", "completion", "content_of", "inputs_of"]
 
 
 def inputs_of(body: Any, fields: Sequence[str]) -> dict[str, Any]:
     """The program's inputs. Raises UsageError that says what is accepted."""
-    messages = body.get("messages") if isinstance(body, Mapping) else None
-    if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
-        raise UsageError("messages: accepted: a list of objects with role and content")
-    if body.get("n") not in (None, 1):
-        raise UsageError("n: accepted: 1")
-    asked = [m for m in messages if m.get("role") == "user"]
+    asked = [m for m in messages_of(body) if m.get("role") == "user"]
     if not asked:
         raise UsageError("messages: accepted: at least one whose role is user")
-    text = _text(asked[-1].get("content"))
+    text = text_of(asked[-1].get("content"))
     if len(fields) == 1:
         return {fields[0]: text}
     try:
@@ -53,37 +50,4 @@ def content_of(outputs: Mapping[str, Any], field: str = "") -> str:
 
 def completion(model: str, content: str, tokens: tuple[int, int]) -> dict[str, Any]:
     """One choice; ``tokens``: those read and those written by all calls of the program."""
-    read, written = tokens
-    message = {"role": "assistant", "content": content}
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
-        "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
-    }
-
-
-def as_stream(made: Mapping[str, Any]) -> str:
-    """The same as server-sent events, in one piece: a program is done before its answer is known."""
-    said = made["choices"][0]["message"]
-    deltas: list[tuple[dict[str, Any], str | None]] = [(dict(said), None), ({}, "stop")]
-    head = {key: made[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-    events = [
-        json.dumps({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}, ensure_ascii=False)
-        for delta, reason in deltas
-    ]
-    return "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"])
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    said: list[str] = []
-    for part in content if isinstance(content, list) else [None]:
-        text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
-        if not isinstance(text, str):
-            raise UsageError("content: accepted: a text, or a list of parts of type text")
-        said.append(text)
-    return "".join(said)
+    return openai_chat.completion(model, {"role": "assistant", "content": content}, "stop", tokens)

@@ -32,6 +32,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from colever.errors import ColeverError, InfrastructureError, UsageError
+from colever.pipelines.openai_chat import error_body
 from colever.ship import chat
 from colever.ship.gate import Busy, Gate, Limits
 from colever.ship.guarded import parse_json
@@ -280,7 +281,4 @@ def _said(error: Exception) -> tuple[int, str]:
 
 
 def _error(status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
-    """As OpenAI's clients read it."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    body = {"error": {"message": text, "type": kind, "param": None, "code": status}}
-    return JSONResponse(body, status, headers=dict(headers or {}))
+    return JSONResponse(error_body(status, text), status, headers=dict(headers or {}))

@@ -1,0 +1,497 @@
+"""Agents that are not DSPy: the openai client over HTTP against real models, and what their rollouts hold."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from agents import ADD, BROKEN, SYSTEM, TOOL, ask, roll, task_on, write_caller
+
+from colever.engines.generation import TokenRequest
+from colever.engines.lm import engine_lm, open_engine
+from colever.engines.transformers import TransformersEngine
+from colever.errors import InfrastructureError, TaskError
+from colever.pipelines.agent import agent_program
+from colever.pipelines.prompts import apply_prompts
+from colever.pipelines.rollout import Attempt, run_attempts, run_rollouts
+from colever.types import PredictorPrompt
+
+
+@pytest.fixture(scope="module")
+def seed():
+    return open_engine("seed")
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory: pytest.TempPathFactory):
+    return open_engine(write_caller(tmp_path_factory.mktemp("caller")))
+
+
+@pytest.fixture(scope="module")
+def plain_caller(tmp_path_factory: pytest.TempPathFactory):
+    return open_engine(write_caller(tmp_path_factory.mktemp("plain"), tools=False))
+
+
+def three_turns(connection: Any, question: str) -> str:
+    client, messages = connection.client(), [{"role": "system", "content": SYSTEM}]
+    for turn in range(3):
+        messages.append({"role": "user", "content": f"{question} {turn}"})
+        messages.append(client.chat.completions.create(model="any", messages=messages).choices[0].message)
+    return messages[-1].content
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def test_tokens_are_those_of_the_same_conversation_through_the_engine(seed) -> None:
+    rollout = roll(seed, task_on(three_turns))[0]
+    messages: list[dict[str, str]] = [{"role": "system", "content": SYSTEM}]
+    for turn, step in enumerate(rollout.steps):
+        messages.append({"role": "user", "content": f"What is the pet of number 0? {turn}"})
+        [alone] = seed.generate([TokenRequest(step.completion.prompt_ids, 24, 0.0)])
+        made = step.completion
+        assert seed.tokenizer.decode(made.prompt_ids) == seed.chat.text(messages)
+        assert (made.completion_ids, made.text) == (alone.completion_ids, alone.text)
+        assert made.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+        messages.append({"role": "assistant", "content": made.text})
+    assert rollout.steps[0].completion.prompt_ids == seed.render(messages[:2])
+    assert [(s.predictor, s.occurrence) for s in rollout.steps] == [("agent", 0), ("agent", 1), ("agent", 2)]
+    assert rollout.outputs == {"answer": rollout.steps[-1].completion.text}
+
+
+def test_a_conversation_goes_on_in_the_tokens_that_were_sampled(seed) -> None:
+    """At a high temperature the model spells words as no tokenizer would: rendering anew gives other ids."""
+    rollouts = roll(seed, task_on(three_turns), samples=4, temperature=1.5)
+    anew = 0
+    for rollout in rollouts:
+        for before, after in zip(rollout.steps, rollout.steps[1:], strict=False):
+            told = (*before.completion.prompt_ids, *before.completion.completion_ids)
+            assert after.completion.prompt_ids[: len(told)] == told
+            text = seed.tokenizer.decode(after.completion.prompt_ids)
+            anew += seed.chat.ids(text) != after.completion.prompt_ids
+    assert anew > 0
+    assert not any(step.drifted for rollout in rollouts for step in rollout.steps)
+
+
+def test_a_history_that_the_agent_rewrites_is_tokenized_anew_and_counted(seed) -> None:
+    def rewrites(connection: Any, question: str) -> str:
+        client, messages = (
+            connection.client(),
+            [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "a"}],
+        )
+        client.chat.completions.create(model="any", messages=messages)
+        messages += [{"role": "assistant", "content": "(left out)"}, {"role": "user", "content": question}]
+        return client.chat.completions.create(model="any", messages=messages).choices[0].message.content
+
+    for rollout in roll(seed, task_on(rewrites)):
+        assert [step.drifted for step in rollout.steps] == [False, True]
+        assert "(left out)" in seed.tokenizer.decode(rollout.steps[1].completion.prompt_ids)
+
+
+def test_an_agents_own_examples_of_answers_are_no_drift(seed) -> None:
+    def shows(connection: Any, question: str) -> str:
+        shown = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "find pet of Kalo"}]
+        for _ in range(2):
+            messages = [{"role": "system", "content": SYSTEM}, *shown, {"role": "user", "content": question}]
+            made = connection.client().chat.completions.create(model="any", messages=messages)
+        return made.choices[0].message.content
+
+    assert not any(step.drifted for rollout in roll(seed, task_on(shows)) for step in rollout.steps)
+
+
+def test_sixty_four_conversations_do_not_mix(seed) -> None:
+    task = task_on(three_turns, 64)
+    many, few = roll(seed, task, temperature=1.0), roll(seed, task, temperature=1.0, concurrency=16)
+    for rollout, (_, example) in zip(many, task.examples("train"), strict=True):
+        for step in rollout.steps:
+            read = seed.tokenizer.decode(step.completion.prompt_ids)
+            assert read.count(example.question) == step.occurrence + 1
+            assert read.count("What is the pet of number") == step.occurrence + 1
+    assert [[s.completion.completion_ids for s in r.steps] for r in many] == [
+        [s.completion.completion_ids for s in r.steps] for r in few
+    ]
+    assert [r.score for r in many] == [r.score for r in few]
+
+
+def test_requests_may_lower_the_limit_and_name_stops(seed) -> None:
+    def short(connection: Any, question: str) -> str:
+        whole = ask(connection, question).content
+        assert ask(connection, question, stop=[whole[3]]).content == whole[: whole.index(whole[3])]
+        assert ask(connection, question, max_completion_tokens=500, temperature=2, seed=7).content == whole
+        return ask(connection, question, max_tokens=2).content
+
+    for rollout in roll(seed, task_on(short)):
+        assert rollout.failure is None, rollout.reason
+        assert len(rollout.steps[-1].completion.completion_ids) == 2
+        assert rollout.steps[-1].completion.finish_reason == "length"
+
+
+# --- the endpoint ---------------------------------------------------------------------------------
+
+
+def test_a_stream_says_the_same(seed, caller) -> None:
+    def streams(connection: Any, question: str) -> str:
+        whole, client = ask(connection, question), connection.client()
+        chunks = list(
+            client.chat.completions.create(
+                model="any", stream=True, stream_options={"include_usage": True},
+                messages=[{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}],
+            )
+        )  # fmt: skip
+        said = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        assert said == whole.content
+        assert chunks[-2].choices[0].finish_reason in ("stop", "length")
+        assert chunks[-1].usage.completion_tokens > 0
+        return said
+
+    assert [r.failure for r in roll(seed, task_on(streams))] == [None] * 8
+
+
+def test_what_is_wrong_is_said_as_openai_says_it(seed) -> None:
+    kept: list[Any] = []
+
+    def wrong(connection: Any, question: str) -> str:
+        kept.append(connection)
+        client = connection.client()
+        assert [model.id for model in client.models.list()] == ["policy"]
+        for options, said in (
+            ({"n": 2}, "n: accepted: 1"),
+            ({"tools": [TOOL], "tool_choice": "required"}, "accepted: auto, none"),
+            ({"response_format": {"type": "json_object"}}, "response_format: accepted: text"),
+            ({"logprobs": True}, "logprobs: not done here"),
+            ({"max_tokens": -1}, "max_tokens: accepted"),
+            ({"messages": [{"role": "robot", "content": "x"}]}, "role 'robot'; accepted"),
+            ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "parts of type text"),
+        ):
+            with pytest.raises(openai.BadRequestError, match=said) as caught:
+                client.chat.completions.create(
+                    **{"model": "any", "messages": [{"role": "user", "content": "x"}], **options}
+                )
+            assert caught.value.type == "invalid_request_error"
+        with pytest.raises(openai.NotFoundError):
+            client.embeddings.create(model="any", input="x")
+        stranger = openai.OpenAI(base_url=connection.base_url, api_key="sk-none", max_retries=0)
+        with pytest.raises(openai.AuthenticationError, match="no rollout has this key"):
+            stranger.models.list()
+        return ask(connection, question).content
+
+    assert [r.failure for r in roll(seed, task_on(wrong, 2))] == [None, None]
+    with pytest.raises(openai.AuthenticationError, match="has ended"):
+        ask(kept[0], "Are you there?")
+
+
+def test_an_agent_whose_every_request_is_refused_stops_the_run(seed) -> None:
+    def swallows(connection: Any, question: str) -> str:
+        try:
+            return ask(connection, question, n=3).content
+        except openai.OpenAIError:
+            return "nothing"
+
+    with pytest.raises(TaskError, match="requests were refused: n: accepted: 1"):
+        roll(seed, task_on(swallows))
+
+
+def test_an_agent_with_another_prompt_than_the_tasks_stops_the_run(seed) -> None:
+    with pytest.raises(TaskError, match="none of the agent's requests had one of its prompts"):
+        roll(seed, task_on(lambda connection, question: ask(connection, question, system="Be nice.").content))
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+
+def test_a_candidates_prompt_stands_where_the_agents_own_stood(seed) -> None:
+    def run(connection: Any, question: str) -> str:
+        assert connection.prompt in (SYSTEM, "Answer at once.")
+        return ask(connection, question, system=f"{SYSTEM}\nToday is Friday.").content
+
+    task = task_on(run, 2)
+    base = roll(seed, task)[0].steps[0].completion
+    program = apply_prompts(task.program(), {"agent": PredictorPrompt("Answer at once.")})
+    made = run_rollouts(program, task.examples("train"), lm=engine_lm(seed), score=task.score, fail=task.fail)
+    changed = made[0].steps[0].completion
+    assert f"<|system|>{SYSTEM}\nToday is Friday.<|end|>" in seed.tokenizer.decode(base.prompt_ids)
+    assert "<|system|>Answer at once.\nToday is Friday.<|end|>" in seed.tokenizer.decode(changed.prompt_ids)
+
+
+def test_several_prompts_are_several_predictors(seed) -> None:
+    def pair(connection: Any, question: str) -> str:
+        plan = ask(connection, question, system="Plan it.").content
+        ask(connection, "on my own", system="Something else.")
+        return ask(connection, plan, system="Do it.").content
+
+    task = task_on(pair, 2, prompts={"planner": "Plan it.", "doer": "Do it."})
+    assert set(task.base_candidate().prompts) == {"planner", "doer"}
+    assert [s.predictor for s in roll(seed, task)[0].steps] == ["planner", "", "doer"]
+
+
+def test_demos_are_earlier_turns(seed) -> None:
+    task = task_on(lambda connection, question: ask(connection, question).content, 2)
+    demo = {"messages": [{"role": "user", "content": "What is 1?"}], "reply": {"role": "assistant", "content": "one"}}
+    program = apply_prompts(task.program(), {"agent": PredictorPrompt(SYSTEM, (demo,))})
+    made = run_rollouts(program, task.examples("train"), lm=engine_lm(seed), score=task.score, fail=task.fail)
+    read = seed.tokenizer.decode(made[0].steps[0].completion.prompt_ids)
+    assert read.startswith(
+        f"<|system|>{SYSTEM}<|end|><|user|>What is 1?<|end|><|assistant|>one<|end|><|user|>What is the"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((print, ""), "without a system prompt"),
+        ((print, "  "), "accepted: a text that is not empty"),
+        (("node agent.js", "x"), "accepted: a function, or a command as a list"),
+    ],
+)
+def test_an_agent_that_cannot_be_one_is_refused_at_once(arguments, said) -> None:
+    with pytest.raises(TaskError, match=said):
+        agent_program(*arguments)
+
+
+def test_prompts_that_cannot_be_told_apart_are_refused() -> None:
+    with pytest.raises(TaskError, match="the same text"):
+        agent_program(print, prompts={"one": "Be brief.", "two": "  Be brief.\n"})
+    with pytest.raises(TaskError, match="called 'forward'"):
+        agent_program(print, prompts={"forward": "Be brief."})
+
+
+# --- tools ----------------------------------------------------------------------------------------
+
+
+def adds(connection: Any, question: str) -> str:
+    """OpenAI's own loop around a tool."""
+    client, messages = (
+        connection.client(),
+        [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}],
+    )
+    for _ in range(6):
+        choice = client.chat.completions.create(model="any", messages=messages, tools=[TOOL]).choices[0]
+        messages.append(choice.message.model_dump())
+        assert (choice.finish_reason == "tool_calls") == bool(choice.message.tool_calls)
+        if not choice.message.tool_calls:
+            return choice.message.content
+        for call in choice.message.tool_calls:
+            assert (call.function.name, json.loads(call.function.arguments)) == ("add", {"a": 2, "b": 3})
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": "5"})
+    return "no end"
+
+
+@pytest.mark.parametrize("which", ["caller", "plain_caller"])
+def test_tools_go_to_the_template_and_calls_come_back(which, request) -> None:
+    engine = request.getfixturevalue(which)
+    assert engine.chat.knows_tools == (which == "caller")
+    rollouts = roll(engine, task_on(adds), samples=4, temperature=1.0)
+    steps = [(step, after) for r in rollouts for step, after in zip(r.steps, r.steps[1:], strict=False)]
+    assert len(steps) > 5
+    for step, after in steps:
+        assert step.completion.text == ADD
+        told = (*step.completion.prompt_ids, *step.completion.completion_ids)
+        assert after.completion.prompt_ids[: len(told)] == told
+        assert not after.drifted
+        behind = engine.tokenizer.decode(after.completion.prompt_ids[len(told) :])
+        assert "5" in behind
+        assert behind.endswith("<|im_start|>assistant\n")
+        assert step.outputs["reply"]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 2, "b": 3}}
+    read = engine.tokenizer.decode(rollouts[0].steps[0].completion.prompt_ids)
+    assert '"name": "add"' in read
+    assert SYSTEM in read
+
+
+def test_a_call_that_is_none_is_text_and_counts_as_unparsed(caller) -> None:
+    rollouts = roll(caller, task_on(adds), samples=8, temperature=1.0)
+    last = [r.steps[-1] for r in rollouts]
+    assert {BROKEN, "5"} <= {step.completion.text for step in last}
+    assert all(step.failed == (step.completion.text == BROKEN) for step in last)
+    assert all(r.outputs["answer"] in (r.steps[-1].completion.text, "no end") for r in rollouts)
+
+
+def test_without_tools_nothing_is_a_call(caller) -> None:
+    def none(connection: Any, question: str) -> str:
+        said = ask(connection, question, tools=[TOOL], tool_choice="none")
+        assert said.tool_calls is None
+        return said.content
+
+    rollouts = roll(caller, task_on(none), samples=4, temperature=1.0)
+    assert ADD in {r.outputs["answer"] for r in rollouts}
+    assert '"name": "add"' not in caller.tokenizer.decode(rollouts[0].steps[0].completion.prompt_ids)
+
+
+# --- three outcomes -------------------------------------------------------------------------------
+
+
+def test_what_an_agent_raises_after_a_call_is_the_policys_failure(seed) -> None:
+    def picky(connection: Any, question: str) -> str:
+        raise ValueError(f"cannot read {ask(connection, question).content!r}")
+
+    for rollout in roll(seed, task_on(picky)):
+        assert rollout.failure == "policy"
+        assert rollout.reason.startswith("ValueError: cannot read ")
+        assert rollout.score is not None
+        assert rollout.score.total == 0.0
+        assert rollout.steps[0].completion.completion_ids
+
+
+def test_no_answer_and_no_end_are_the_policys_failures_too(seed) -> None:
+    def endless(connection: Any, question: str) -> str:
+        while True:
+            ask(connection, question)
+
+    for run, said in ((endless, "no end in 3 requests"), (lambda c, question: ask(c, question) and None, "no answer")):
+        rollouts = roll(seed, task_on(run, calls=3))
+        assert all(r.failure == "policy" and said in r.reason for r in rollouts)
+
+
+def test_what_an_agent_raises_before_any_call_stops_the_run(seed) -> None:
+    def broken(connection: Any, question: str) -> str:
+        raise KeyError("no such setting")
+
+    with pytest.raises(TaskError, match="before its first model call"):
+        roll(seed, task_on(broken))
+
+
+def test_an_agent_may_shorten_what_is_too_long(seed) -> None:
+    def long(connection: Any, question: str) -> str:
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(connection, "word " * 5000)
+        assert caught.value.code == "context_length_exceeded"
+        return ask(connection, question).content
+
+    def too_long(connection: Any, question: str) -> str:
+        return ask(connection, "word " * 5000).content
+
+    assert {r.failure for r in roll(seed, task_on(long))} == {None}
+    rollouts = roll(seed, task_on(too_long))
+    assert {r.failure for r in rollouts} == {"policy"}
+    assert "ContextWindowExceededError" in rollouts[0].reason
+
+
+class Lossy(TransformersEngine):
+    """Loses its device whenever a prompt holds these words."""
+
+    words, asked = "number 3", 0
+
+    def complete_ids(self, prompt_ids: Any, config: Any, model: str) -> Any:
+        if self.words in self.tokenizer.decode(prompt_ids):
+            self.asked += 1
+            raise RuntimeError("the device is lost")
+        return super().complete_ids(prompt_ids, config, model)
+
+
+def test_an_agent_that_catches_everything_hides_no_broken_engine(seed) -> None:
+    def stoic(connection: Any, question: str) -> str:
+        client = openai.OpenAI(base_url=connection.base_url, api_key=connection.api_key)  # with its two retries
+        try:
+            messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+            return client.chat.completions.create(model="any", messages=messages).choices[0].message.content
+        except Exception:  # noqa: BLE001 - as careless agents do
+            return "a perfectly long answer that the rubric would pay in full"
+
+    engine = Lossy(seed.source, name="seed")
+    rollouts = roll(engine, task_on(stoic, 12))
+    assert [r.failure for r in rollouts] == [None] * 3 + ["infrastructure"] + [None] * 8
+    assert rollouts[3].score is None
+    assert "the device is lost" in rollouts[3].reason
+    assert engine.asked == 1
+    engine.words = "number"
+    with pytest.raises(InfrastructureError, match="12 of 12 rollouts failed"):
+        roll(engine, task_on(stoic, 12))
+
+
+def test_an_agent_that_hangs_is_left_behind(seed) -> None:
+    forever = threading.Event()
+
+    def hangs(connection: Any, question: str) -> str:
+        ask(connection, question)
+        return str(forever.wait())
+
+    task = task_on(lambda connection, question: ask(connection, question).content, 12)
+    stuck = task_on(hangs, seconds=1.0).program()
+    attempts = [
+        Attempt(stuck if place == 3 else task.program(), name, example)
+        for place, (name, example) in enumerate(task.examples("train"))
+    ]
+    rollouts = run_attempts(attempts, lm=engine_lm(seed), score=task.score, fail=task.fail)
+    forever.set()
+    assert [r.failure for r in rollouts] == [None] * 3 + ["infrastructure"] + [None] * 8
+    assert "more than 1 s of its own time" in rollouts[3].reason
+
+
+def test_a_client_that_does_not_wait_is_no_answer(seed) -> None:
+    gave_up = threading.Event()
+
+    class Slow(TransformersEngine):
+        def complete_ids(self, prompt_ids: Any, config: Any, model: str) -> Any:
+            if "number 3" in self.tokenizer.decode(prompt_ids):
+                gave_up.wait()
+            return super().complete_ids(prompt_ids, config, model)
+
+    def hasty(connection: Any, question: str) -> str:
+        try:
+            return ask(connection, question, **({"timeout": 1.0} if "number 3" in question else {})).content
+        except openai.APITimeoutError:
+            gave_up.set()
+            return "a perfectly long answer that the rubric would pay in full"
+
+    rollouts = roll(Slow(seed.source, name="seed"), task_on(hasty, 12))
+    assert [r.failure for r in rollouts] == [None] * 3 + ["infrastructure"] + [None] * 8
+    assert "hung up before the model had answered" in rollouts[3].reason
+
+
+def test_what_an_agent_cannot_reach_is_the_infrastructures_failure(seed) -> None:
+    def unplugged(connection: Any, question: str) -> str:
+        said = ask(connection, question).content
+        if "number 3" in question:
+            openai.OpenAI(base_url="http://127.0.0.1:9/v1", api_key="x", max_retries=0).models.list()
+        return said
+
+    assert [r.failure for r in roll(seed, task_on(unplugged, 12))].count("infrastructure") == 1
+
+
+# --- other kinds of agents ------------------------------------------------------------------------
+
+
+def test_an_agent_may_be_async(seed) -> None:
+    async def run(connection: Any, question: str) -> dict[str, Any]:
+        messages: Any = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+        made = await connection.async_client().chat.completions.create(model="any", messages=messages)
+        return {"answer": made.choices[0].message.content, "asked": question}
+
+    rollout = roll(seed, task_on(run))[0]
+    assert rollout.failure is None
+    assert set(rollout.outputs) == {"answer", "asked"}
+
+
+COMMAND = """
+import json, openai, sys
+asked = json.load(sys.stdin)
+system = json.loads(__import__("os").environ["COLEVER_PROMPTS"])["agent"]
+messages = [{"role": "system", "content": system}, {"role": "user", "content": asked["question"]}]
+made = openai.OpenAI().chat.completions.create(model="any", messages=messages)
+if len(sys.argv) > 1:
+    sys.exit("cannot read it")
+print("a line of its log")
+print(json.dumps({"answer": made.choices[0].message.content}))
+"""
+
+
+def test_an_agent_may_be_a_command(seed, tmp_path: Path) -> None:
+    file = tmp_path / "agent.py"
+    file.write_text(COMMAND)
+    by_function = roll(seed, task_on(lambda connection, question: ask(connection, question).content, 2))
+    rollouts = roll(seed, task_on([sys.executable, str(file)], 2))
+    assert [r.outputs for r in rollouts] == [r.outputs for r in by_function]
+    assert [r.steps for r in rollouts] == [r.steps for r in by_function]
+    failed = roll(seed, task_on([sys.executable, str(file), "fail"], 2))
+    assert {r.failure for r in failed} == {"policy"}
+    assert "ended with status 1: cannot read it" in failed[0].reason
+
+
+def test_a_command_that_hangs_is_ended(seed) -> None:
+    task = task_on([sys.executable, "-c", "import time; time.sleep(600)"], 2, seconds=0.5)
+    with pytest.raises(InfrastructureError, match=r"more than 0\.5 s of its own time"):
+        roll(seed, task)
