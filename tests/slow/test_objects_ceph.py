@@ -1,4 +1,4 @@
-"""Rounds in a bucket of a real server (Ceph's gateway): the conformance, its refusals, and the server killed meanwhile."""
+"""Rounds in a bucket of a real server, Ceph's gateway: the conformance, refusals, the gateway killed meanwhile."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_gateway_killed_in_the_middle_of_a_publication(
     monkeypatch.setattr("colever.objects.PATIENCE", 2.0)
     open_objects.cache_clear()
     here, there = RoundStore(tmp_path / "here"), RoundStore(tmp_path / "there")
-    with pytest.raises(StoreError, match="cannot be reached.*kept in the home folder"):
+    with pytest.raises(StoreError, match=r"cannot be reached.*kept in the home folder"):
         here.put(made(here))
     cluster.open()
     assert len(open_objects(shared).under("files/")) == 1  # the weights are there, and nobody sees them
