@@ -84,10 +84,8 @@ def test_the_jobs_find_what_they_refer_to() -> None:
     made = objects()
     names = {(item["kind"], item["metadata"]["name"]) for item in made}
     for container in containers(made):
-        assert {
-            ("ConfigMap", ref["configMapRef"]["name"]) for ref in container["envFrom"] if "configMapRef" in ref
-        } <= names
-        assert {("Secret", ref["secretRef"]["name"]) for ref in container["envFrom"] if "secretRef" in ref} <= names
+        referred = [(key[:-3], named["name"]) for ref in container["envFrom"] for key, named in ref.items()]
+        assert {(kind[0].upper() + kind[1:], name) for kind, name in referred} <= names
     values = {**made[0]["stringData"], **made[1]["data"]}
     assert {name for name in values if name.startswith("COLEVER_")} == OURS
     assert not any(name in made[1]["data"] for name in made[0]["stringData"])
