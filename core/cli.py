@@ -25,8 +25,10 @@ from colever.shown import (
     write_report,
 )
 from colever.stored import task_of
+from colever.stores import name_stores, stores_of
 from colever.studies import interruptible, open_study, show_estimates, show_rerun, show_studies, show_study
 from colever.tune_command import rubric_tune
+from colever.worker_command import DatabaseOption, MlflowOption, ObjectsOption, worker_command
 
 if TYPE_CHECKING:
     from colever.config import SweepConfig
@@ -44,6 +46,7 @@ rubric_app.command("tune", epilog="Example: colever rubric tune arithmetic --tri
 app.add_typer(rubric_app, name="rubric")
 app.command("rescore", epilog="Example: colever rescore arithmetic 2.1 --rubric strict.toml")(rescore_command)
 app.command("export", epilog="Example: colever export arithmetic shipped")(export_command)
+app.command("worker", epilog="Example: colever worker --study arithmetic-seed-s0 --wait 600")(worker_command)
 app.command("serve", epilog="Example: colever serve shipped --port 8000")(serve_command)
 
 TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="A bundled task, my_task.py:task, or verifiers:ID.")]
@@ -180,6 +183,9 @@ def sweep(
     config: ConfigOption = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="So many processes share a study out.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what it would cost, from a probe.")] = False,
+    database: DatabaseOption = None,
+    mlflow: MlflowOption = None,
+    objects: ObjectsOption = None,
     home: HomeOption = HOME,
     as_json: JsonOption = False,
 ) -> None:
@@ -196,6 +202,7 @@ def sweep(
         flags |= {"start": start, "study": study, "seed": seed, "trials": trials}
         return _config(config, settings, budget, prompt_model, on_hacking, kind, **flags)
 
+    name_stores(home, database, mlflow, objects)
     configs = several([resolved(name) for name in (BUNDLED if task == "all" else [task])], seeds)
     if not configs[0].trainable:
         console.say(UNTRAINABLE)
@@ -309,7 +316,7 @@ def ui(
         if as_json:
             console.show_json({"url": url})
         else:
-            console.say(f"MLflow UI: {url}\nCtrl-C ends it.")
+            console.say(f"MLflow UI: {url}" + ("" if stores_of(home).mlflow else "\nCtrl-C ends it."))
 
     serve(home, port=port, open_browser=browser, study_or_task=name, announce=announce)
 

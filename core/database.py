@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from colever.errors import StoreError
 
@@ -35,6 +35,7 @@ ARGUMENTS: dict[str, Any] = {
 }  # fmt: skip
 # Lost connections, no room for one more, a shutdown or start, a standby that is not the primary yet, a deadlock.
 PASSING = re.compile("08...|53[0234]..|57P0[1235]|25006|40001|40P01")
+PASSING_KINDS = ("OperationalError", "InterfaceError", "ConnectionTimeout", "PendingRollbackError")
 LASTING = re.compile("authentication failed|no password supplied|does not exist|pg_hba.conf|certificate|permission")
 _log = logging.getLogger(__name__)
 
@@ -118,6 +119,8 @@ def cause_of(error: BaseException | None) -> BaseException | None:
     while error is not None:
         if isinstance(error, DBAPIError):
             return error.orig
+        if isinstance(error, PendingRollbackError):  # Optuna catches some of the first kind, and goes on
+            return error
         error = error.__cause__
     return None
 
@@ -129,9 +132,7 @@ def is_passing(cause: BaseException) -> bool:
         return PASSING.fullmatch(state) is not None
     if type(cause).__module__.startswith("sqlite3"):
         return "locked" in str(cause) or "busy" in str(cause)
-    return type(cause).__name__ in ("OperationalError", "InterfaceError", "ConnectionTimeout") and not LASTING.search(
-        str(cause)
-    )
+    return type(cause).__name__ in PASSING_KINDS and not LASTING.search(str(cause))
 
 
 def said(cause: BaseException) -> str:

@@ -76,7 +76,7 @@ def saved(home: Path) -> Stores:
     file = home / FILE
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Stores()
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
@@ -107,7 +107,8 @@ def _save(home: Path, stores: Stores) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise StoreError(f"{file} cannot be written: {error.strerror}") from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from colever import console
 from colever.errors import LeverError, UsageError
 from colever.shown import show_comparison, show_report, with_examples, write_report
 from colever.stored import named_in, where_made
+from colever.stores import in_home_alone
 
 if TYPE_CHECKING:
     from colever.config import SweepConfig
@@ -92,7 +95,7 @@ def show_rerun(name: str, home: Path, into: Path | None, as_json: bool) -> None:
     config = SweepConfig(**made["config"]).model_copy(update={"study": folder.name, "trials": len(before.arms)})
     target, place = into or home / "reruns", made.get("folder", "")
     absolute = target.resolve()
-    with where_made(config, place):
+    with in_home_alone(), where_made(config, place):
         with named_in(folder.path / "manifest.json", config, place):
             task, engine = open_study(config)
         if not config.trainable:
@@ -114,7 +117,7 @@ def show_rerun(name: str, home: Path, into: Path | None, as_json: bool) -> None:
 
 def run_study(config: SweepConfig, home: Path, workers: int = 1) -> StudyReport:
     """Run or continue it with so many processes, this one included, and write its report into its folder."""
-    with interruptible(RESUMES):
+    with interruptible(RESUMES), ended_by_sigterm():
         task, engine = open_study(config, home)
         from colever.optimizers.side_by_side import with_rollouts
         from colever.optimizers.space import left_out
@@ -166,6 +169,31 @@ def interruptible(what_now: str) -> Iterator[None]:
     except KeyboardInterrupt:
         console.fail(f"interrupted: {what_now}")
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM, which schedulers send, does what Ctrl-C does, with exit status 143; a second one changes nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        if not told:
+            told.append(number)
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not told:
+            raise
+        console.fail(f"ended by SIGTERM: {RESUMES}")
+        raise typer.Exit(128 + signal.SIGTERM) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _raise_failures(failures: Sequence[str], trials: int) -> None:

@@ -31,6 +31,7 @@ from colever.tracking.prompt_registry import PromptRegistry
 from colever.tracking.registry import SMALL_WEIGHTS, register, size_of
 from colever.tracking.report import spelled
 from colever.tracking.report_json import to_json
+from colever.tracking.server import create_once
 from colever.tracking.traces import link_traces, log_traces, replace_traces
 from colever.tracking.view import quoted, study_views, tags_of
 from colever.types import Candidate, Evaluation, RoundRecord, TrialRecord
@@ -264,7 +265,11 @@ class MlflowTracker:
         labels = {**self._labels, **tags, "mlflow.source.name": "colever"}
         if parent:
             labels[PARENT] = parent
-        return self._client.create_run(self._experiment, start_time=start or _now(), tags=labels, run_name=name)
+        begun = start or _now()
+        return create_once(
+            self._client, self._experiment,
+            lambda: self._client.create_run(self._experiment, start_time=begun, tags=labels, run_name=name), labels,
+        )  # fmt: skip
 
     def _create_round(self, parent: Run, index: int, record: RoundRecord, reused: bool) -> Run:
         """A round that an earlier trial has logged is ``reused`` and took no time here."""

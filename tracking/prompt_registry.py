@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
+from colever.locks import locks_of
 from colever.prompt_notes import PromptNotes
 from colever.reported import StudyReport
 from colever.samples import cut, encodable
@@ -44,7 +43,7 @@ class PromptRegistry:
 
     def __init__(self, client: MlflowClient, home: Path, study: str, task: str, experiment: str) -> None:
         self._client, self._study, self._task, self._experiment = client, study, task, experiment
-        self._lock = FileLock(home / "prompts.lock")  # two workers would make two versions of one text
+        self._lock = locks_of(home).lock("prompts.lock")  # two workers would make two versions of one text
         self._names: dict[str, str] = {}  # of predictors
         self._known: dict[tuple[str, str], int] = {}  # registered prompt and digest -> version
 

@@ -1,9 +1,10 @@
-"""Where MLflow's database and artifacts lie below the home folder, and how they are opened.
+"""Where MLflow's runs and artifacts lie, below the home folder or at a server that it names, and how they are opened.
 
     <home>/mlflow.db              experiments, runs, metrics, tags
     <home>/artifacts/<task>/…     candidates, figures, reports
 
-Knows paths, locks and errors; knows nothing of studies. Every failure of the database becomes a StoreError here.
+Knows paths, locks and errors; knows nothing of studies. Every failure of either becomes a StoreError here. A server
+(``colever.stores``) keeps artifacts where it likes, and is waited for while it is away (``tracking/server``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from colever.errors import StoreError
+from colever.locks import locks_of
+from colever.stores import stores_of
+from colever.tracking.server import await_server
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,8 +43,13 @@ def database(home: Path) -> Path:
     return home.resolve() / "mlflow.db"
 
 
+def server(home: Path) -> str:
+    """The address of the home's MLflow server; "" where its runs lie in its own database."""
+    return stores_of(home).mlflow
+
+
 def tracking_uri(home: Path) -> str:
-    return f"sqlite:///{database(home)}"
+    return server(home) or f"sqlite:///{database(home)}"
 
 
 def artifacts(home: Path) -> Path:
@@ -48,19 +57,27 @@ def artifacts(home: Path) -> Path:
 
 
 def open_client(home: Path, wait: float = WAIT_SECONDS) -> MlflowClient:
-    """A client on ``home``'s database, made if there is none. Raises StoreError if it cannot be used."""
+    """A client on ``home``'s runs, their database made if there is none. Raises StoreError if they cannot be used."""
     for name, value in OFFLINE.items():
         os.environ.setdefault(name, value)
+    if address := server(home):
+        await_server(address, wait)
+        return _client(home, wait)
     try:
         artifacts(home).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"home folder {home}: {error.strerror}; choose another with --home") from error
+    return _client(home, wait)
+
+
+def _client(home: Path, wait: float) -> MlflowClient:
     with guarded(home, wait):
         from mlflow import MlflowClient
 
         for name, level in _NOISY.items():
             logging.getLogger(name).setLevel(level)
-        _make_database(home)
+        if not server(home):
+            _make_database(home)
         uri = tracking_uri(home)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
@@ -69,10 +86,18 @@ def open_client(home: Path, wait: float = WAIT_SECONDS) -> MlflowClient:
 
 def experiment(client: MlflowClient, home: Path, task: str) -> str:
     """The id of a task's experiment, made if there is none, brought back if it was deleted."""
+    if not server(home):
+        return _experiment(client, home, task)
+    with locks_of(home).lock("experiments.lock"):  # two studies that make one at once would be in each other's way
+        return _experiment(client, home, task)
+
+
+def _experiment(client: MlflowClient, home: Path, task: str) -> str:
     found = client.get_experiment_by_name(task)
     if found is None:
-        location = artifacts(home) / "".join(c if c.isalnum() or c in "-_." else "-" for c in task)
-        return str(client.create_experiment(task, artifact_location=location.as_uri()))
+        folder = artifacts(home) / "".join(c if c.isalnum() or c in "-_." else "-" for c in task)
+        location = None if server(home) else folder.as_uri()  # a server's artifacts lie where it was told
+        return str(client.create_experiment(task, artifact_location=location))
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
@@ -96,8 +121,9 @@ def _make_database(home: Path) -> None:
 @contextlib.contextmanager
 def guarded(home: Path, wait: float = WAIT_SECONDS) -> Iterator[None]:
     """Wait until the database can be written, then run the block; its failures come out as StoreError."""
-    path = database(home)
-    _wait_until_free(path, wait)
+    path = server(home) or database(home)
+    if isinstance(path, Path):
+        _wait_until_free(path, wait)
     try:
         yield
     except StoreError:
@@ -105,7 +131,8 @@ def guarded(home: Path, wait: float = WAIT_SECONDS) -> Iterator[None]:
     except Exception as error:
         if not _is_storage_error(error):
             raise
-        raise StoreError(f"MLflow store {path}: {_reason(error)}") from error
+        kept = "" if isinstance(path, Path) else ". Finished rounds are stored: run the same command again"
+        raise StoreError(f"MLflow store {path}: {_reason(error)}{kept}") from error
 
 
 def _wait_until_free(path: Path, wait: float) -> None:

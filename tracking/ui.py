@@ -62,11 +62,18 @@ def serve(
     study_or_task: str | None = None,
     announce: Callable[[str], None] | None = None,
 ) -> str:
-    """Serve the UI until Ctrl-C (or SIGTERM); returns the address that opened the study.
+    """Serve the UI until Ctrl-C (or SIGTERM); returns the address that opened the study. A home's server runs already.
 
     ``announce`` is told the address once the server answers. Raises UsageError for a port in use or an unknown
     study, InfrastructureError if the server does not come up or ends by itself.
     """
+    if address := store.server(home):  # it runs already
+        url = f"{address}/{deep_link(home, study_or_task)}"
+        if announce is not None:
+            announce(url)
+        if open_browser:
+            webbrowser.open(url)
+        return url
     with (
         _stop_on_sigterm(),
         start(home, host, port, study_or_task=study_or_task) as server,
@@ -112,7 +119,7 @@ def deep_link(home: Path, study_or_task: str | None = None) -> str:
     ``#/experiments`` where there is no study yet. Raises UsageError for a name that is neither and for a home without
     a database (one is not made here), StoreError for a database that cannot be read.
     """
-    if not store.database(home).is_file():
+    if not store.server(home) and not store.database(home).is_file():
         raise UsageError(
             f"no study was run in {home}: there is no {store.database(home).name}; "
             "accepted: the --home of a study, such as `colever sweep arithmetic` makes"

@@ -26,11 +26,20 @@ home, pause = Path(sys.argv[1]), float(sys.argv[2])
 small = {"prompt.candidates": 2, "prompt.screen": 8, "prompt.examples": 16, "prompt.demos": 2}
 flags = {"task": "toy", "model": "toy", "trials": 6, "schedules": ["p", "w", "p,w", "adaptive"]}
 config = load_config(flags=flags, overrides=small)
+
+
+def update() -> None:
+    """Takes its time, and a line of a file that says how many were made."""
+    time.sleep(pause)
+    with (home / "updates.log").open("a") as file:
+        file.write(".\n")
+
+
 report = sweep(
     config, toy_task(), ToyEngine(), home, tracker=MlflowTracker(home),
     levers=lambda p, w: {
         "prompt": PromptLever(p),
-        "weights": ToyWeightLever(ToyWeightSettings(updates=6), lambda: time.sleep(pause)),
+        "weights": ToyWeightLever(ToyWeightSettings(updates=6), update),
     },
 )  # fmt: skip
 print(json.dumps(to_json(report)))
