@@ -169,10 +169,10 @@ def open_objects(uri: str) -> Objects:
     if parts.scheme == "s3":
         from colever.s3 import S3Objects
 
-        return Patient(S3Objects(uri), console.say)
+        return Patient(S3Objects(uri), console.say, PATIENCE)
     if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
         raise UsageError(f"objects: {parts.scheme}: accepted: s3://BUCKET/PREFIX, or a folder that all machines see")
-    return Patient(FolderObjects(Path(unquote(parts.path) if parts.scheme else uri)), console.say)
+    return Patient(FolderObjects(Path(unquote(parts.path) if parts.scheme else uri)), console.say, PATIENCE)
 
 
 def _placed(temporary: Path, target: Path, once: bool) -> bool:
