@@ -80,6 +80,7 @@ class TrainingBatch:
     reward: float  # mean over scored rollouts
     by_criterion: Mapping[str, float]
     completion_tokens: Mapping[str, float]  # mean length by predictor
+    drifted_calls: int = 0  # whose prompt has an earlier answer in other tokens than it was sampled in
 
     @property
     def constant_share(self) -> float:
@@ -142,6 +143,7 @@ def training_batch(
         reward=_mean([_total(r) for r in scored]),
         by_criterion=_by_criterion(scored),
         completion_tokens=_lengths(scored),
+        drifted_calls=sum(step.drifted for _, steps in kept for step in steps),
     )
 
 

@@ -280,6 +280,7 @@ class _Pull:
             "constant_share": batch.constant_share,
             "policy_failures": batch.policy_failures / max(1, batch.rollouts),
             "trained_rows": float(len(batch.rows)),
+            **({"drifted_calls": float(batch.drifted_calls)} if batch.drifted_calls else {}),
             **self.prompt_tokens,
             **metrics,
         }

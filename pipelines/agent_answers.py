@@ -18,9 +18,11 @@ from dspy.utils.exceptions import ContextWindowExceededError
 from colever.engines.calls import CallRecorder, current_call
 from colever.errors import ColeverError, InfrastructureError, UsageError
 from colever.pipelines.endpoint import Asked
+from colever.pipelines.nearest import nearest_of
 from colever.pipelines.openai_chat import Message, completion, messages_of
 from colever.pipelines.tool_calls import Said, checked_messages, checked_tools, said
 from colever.pipelines.transcript import Prompt, Tools, Transcript
+from colever.types import Completion
 
 
 class TooLong(Exception):
@@ -123,7 +125,7 @@ class Answers:
         self.known += place is not None
         predictor = self._predictors[place.name] if place else None
         lm = getattr(predictor, "lm", None) or dspy.settings.lm
-        text, demos = (self.texts[place.name], predictor.demos) if place and predictor else ("", ())
+        text, demos = (self.texts[place.name], _shown(predictor, request)) if place else ("", ())
         messages = _with_prompt(request.messages, place, text, demos)
         with dspy.context(caller_modules=[*(dspy.settings.caller_modules or []), predictor]):
             if not hasattr(lm.engine, "complete_ids"):
@@ -189,6 +191,17 @@ def _with_prompt(messages: Sequence[Message], place: Place | None, text: str, de
     return [*messages[: place.at], system, *_turns(demos), *messages[place.at + 1 :]]
 
 
+def _shown(predictor: Any, request: Request) -> Sequence[Any]:
+    """A predictor's demos, or of them the nearest, by how the conversation begins: they stay the same while it goes on.
+
+    One that begins as this one does is left out: it is of the same example, and holds its answer.
+    """
+    if not nearest_of(predictor) or (index := predictor.index()) is None:
+        return list(predictor.demos)
+    begins = [m for m in request.messages if m["role"] != "system"][:1]
+    return [demo for demo in index.like({"messages": begins}) if list(demo["messages"])[:1] != begins]
+
+
 def _turns(demos: Sequence[Any]) -> list[Message]:
     """Each demo is a conversation and what was answered to it, as a message or a text."""
     turns: list[Message] = []
@@ -203,6 +216,8 @@ def _in_words(lm: Any, messages: list[Message], request: Request) -> Answer:
     body = {"model": lm.model, "messages": [_spelled(m) for m in messages], "tools": list(request.tools) or None}
     wanted = lm15.request_from_openai_chat({key: value for key, value in body.items() if value is not None})
     wanted = lm15.Request(wanted.model, wanted.messages, wanted.system, wanted.tools, request.config(lm))
+    recorder = current_call.get()
+    before = len(recorder.completions) if recorder is not None else 0
     try:
         response = lm.engine.complete(wanted)
     except ContextWindowExceededError as error:
@@ -211,7 +226,9 @@ def _in_words(lm: Any, messages: list[Message], request: Request) -> Answer:
     text = "".join(part.text for part in parts if isinstance(part, lm15.TextPart))
     calls = tuple((part.name, json.dumps(part.input)) for part in parts if isinstance(part, lm15.ToolCallPart))
     read = Said(text, calls)
-    if (recorder := current_call.get()) is not None:
+    if recorder is not None:
+        if len(recorder.completions) == before:  # an engine that keeps no record of its own
+            recorder.completions.append((dspy.settings.caller_modules[-1], Completion(text, (), (), (), "stop", "")))
         [answer] = checked_messages([read.message(0)])
         _note(recorder, messages, answer, failed=False, drifted=False)
     tokens = (response.usage.input_tokens or 0, response.usage.output_tokens or 0)
