@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -178,8 +178,9 @@ class _Run:
             self.tracker.base_evaluated(self.base_dev, self.evaluator.rollouts(self.base))
             self.trials = Trials(self.folder, config, key, self.workers)
             self.trials.line_up(again=self.workers.first)
+            known = self.tracker.told() | self.workers.elsewhere()  # whoever holds an ended trial is telling of it
             for trial in self.trials.ended():
-                self._retell(trial)
+                self._retell(trial, tell=trial.number not in known)
             self.ledger.catch_up([*self.trials.ended(), *self.trials.failed()], self.rounds)
             self._write()  # a kill may have come between the study's database and this file
 
@@ -206,6 +207,8 @@ class _Run:
     def finish(self) -> StudyReport:
         """Evaluate the test cells, each once, and report."""
         with self.workers.finishing(lambda: self.progress.update(0, 1, "another worker reads test")):
+            if self.tracker.concurrent:  # else a trial's end and what is told of it are one
+                self._tell_the_rest()
             self._refresh()
             failures = [f"Trial {t.number} failed: {t.user_attrs['error']}." for t in self.trials.to_retry()]
             for lost in self.trials.given_up():
@@ -260,11 +263,12 @@ class _Run:
             self.keys.append(record.key)
             played.append(record)
             seen = self.ledger.end_round(record, stored)
-            with self.workers.writing():
+            with self._telling():
                 kept = self.evaluator.rollouts(record.child)
                 self.tracker.round_finished(trial.number, index, self._at_price(record), seen, kept)
                 self._judge(trial.number, played)
-                if index not in reported:
+            if index not in reported:
+                with self.workers.writing():
                     trial.report(record.dev.score, step=index)
             told = index >= max(reported, default=0)  # Optuna judges the last round that was told, before a kill too
             last = schedule == ADAPTIVE or index + 1 == schedule.count(",") + 1  # adaptive: its slices lag at first
@@ -275,6 +279,7 @@ class _Run:
             place = self.trials.done() + len(self.trials.elsewhere()) + 1
             trial.set_user_attr("schedule", schedule)
             trial.set_user_attr("settings", settings)
+        with self._telling():
             self.tracker.trial_started(trial.number, schedule, settings)
         where = f"trial {place} of {config.trials} ({schedule})"
         order = unhacked(self.state.guard, space.order_of(config, schedule, self.task.target))
@@ -294,6 +299,7 @@ class _Run:
             self.trials.study.tell(trial, None if pruned else value, state=state)
             self.ledger.end_trial(trial.number)
             self._write()
+        with self._telling():
             self.tracker.trial_finished(priced(record, config.dollars_per_hour))
 
     def _fail(self, trial: optuna.Trial, reason: str) -> None:
@@ -307,23 +313,44 @@ class _Run:
             trial.set_user_attr("lost", asdict(self.ledger.fail_trial(trial.number)))
             self.trials.study.tell(trial, state=TrialState.FAIL)
             self._write()
+        with self._telling():
             self.tracker.trial_finished(priced(self._record(trial.number), self.config.dollars_per_hour))
 
     # --- what an earlier call did --------------------------------------------------------------------
 
-    def _retell(self, trial: optuna.trial.FrozenTrial) -> None:
-        """An ended trial, told and charged again as if it ran now; a round that is gone is made again."""
+    def _retell(self, trial: optuna.trial.FrozenTrial, *, tell: bool) -> None:
+        """An ended trial, charged again as if it ran now, and told if ``tell``; a round that is gone is made again."""
         self._restore(entry_of(trial))
         self.ledger.end_trial(trial.number)
         record = self._record(trial.number)
-        self.tracker.trial_started(record.number, record.schedule, record.settings)
+        if tell:
+            self.tracker.trial_started(record.number, record.schedule, record.settings)
         for index, made in enumerate(record.rounds):
             seen = made.key in self.ledger
             self.ledger.charge(made.key, made.cost)
+            if not tell:
+                continue
             kept = self.evaluator.rollouts(made.child)
             self.tracker.round_finished(record.number, index, self._at_price(made), seen, kept)
             self._judge(record.number, record.rounds[: index + 1])
-        self.tracker.trial_finished(priced(record, self.config.dollars_per_hour))
+        if tell:
+            self.tracker.trial_finished(priced(record, self.config.dollars_per_hour))
+
+    def _tell_the_rest(self) -> None:
+        """Of ended trials whose worker was killed before it told of them; who is telling now is waited for."""
+        while True:
+            with self.workers.writing():
+                missing = {t.number for t in self.trials.ended()} - self.tracker.told()
+                if not missing & self.workers.elsewhere():
+                    for trial in self.trials.ended():
+                        if trial.number in missing:
+                            self._retell(trial, tell=True)
+                    return
+            time.sleep(POLL)
+
+    def _telling(self) -> AbstractContextManager[Any]:
+        """Around what the tracker is told of this worker's own trial: a server bears many at once, sqlite one."""
+        return nullcontext() if self.tracker.concurrent else self.workers.writing()
 
     def _restore(self, entry: TrialEntry) -> None:
         """Compute again the rounds of an ended trial that are no longer stored (a corrupt one was deleted, say)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol
 
 from colever.looks import Look
@@ -18,8 +18,11 @@ class Tracker(Protocol):
     ``key`` tells a study from an earlier one of its name: it is of everything that the trials depend on. ``alone`` is
     false where other processes run the study too: their runs are to be left as they are. ``rollouts`` are those kept
     of base, or of the round's child, on dev. ``round_judged`` follows a round that the guard had a look at.
+    ``concurrent``: several processes may tell of their trials at once. ``told`` are the trials told of to their end.
     """
 
+    @property
+    def concurrent(self) -> bool: ...
     def study_started(
         self,
         study: str,
@@ -34,6 +37,7 @@ class Tracker(Protocol):
         alone: bool = True,
     ) -> None: ...
     def base_evaluated(self, state: Evaluation, rollouts: Sequence[SampledRollout] = ()) -> None: ...
+    def told(self) -> Set[int]: ...
     def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None: ...
     def round_finished(
         self, trial: int, index: int, record: RoundRecord, reused: bool, rollouts: Sequence[SampledRollout] = ()
@@ -46,6 +50,8 @@ class Tracker(Protocol):
 
 class NullTracker:
     """Tells nobody."""
+
+    concurrent = False
 
     def study_started(
         self,
@@ -64,6 +70,9 @@ class NullTracker:
 
     def base_evaluated(self, state: Evaluation, rollouts: Sequence[SampledRollout] = ()) -> None:
         return None
+
+    def told(self) -> Set[int]:
+        return frozenset()
 
     def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None:
         return None

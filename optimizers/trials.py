@@ -91,7 +91,8 @@ class Trials:
         if done >= self.config.trials:
             return None
         running = [t for t in trials if t.state is TrialState.RUNNING]
-        orphan = next((t for t in running if self.workers.take(t.number)), None)
+        theirs = self.workers.elsewhere() if running else set()
+        orphan = next((t for t in running if t.number not in theirs and self.workers.take(t.number)), None)
         if orphan is None and done + len(running) >= self.config.trials:
             return None
         number = orphan.number if orphan else len(trials)
@@ -103,8 +104,8 @@ class Trials:
 
     def elsewhere(self) -> list[int]:
         """The trials that other workers run now."""
-        running = [t.number for t in self.all() if t.state is TrialState.RUNNING]
-        return [number for number in running if self.workers.elsewhere(number)]
+        theirs = self.workers.elsewhere()
+        return [t.number for t in self.all() if t.state is TrialState.RUNNING and t.number in theirs]
 
 
 def entry_of(trial: FrozenTrial) -> TrialEntry:

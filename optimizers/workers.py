@@ -106,9 +106,10 @@ class Workers:
             self._trials[trial] = lock
         return True
 
-    def elsewhere(self, trial: int) -> bool:
-        """Whether another worker runs the trial now."""
-        return trial not in self._trials and f"trial-{trial}" in self._locks.held(f"trial-{trial}")
+    def elsewhere(self) -> set[int]:
+        """The trials that other workers hold now."""
+        held = {int(name.removeprefix("trial-")) for name in self._locks.held("trial-")}
+        return held - self._trials.keys()
 
     def check(self) -> None:
         """Raises StoreError where this worker no longer holds what it works on: see ``Leases.check``."""

@@ -69,6 +69,10 @@ class MlflowTracker:
 
     # --- the protocol ----------------------------------------------------------------------------
 
+    @property
+    def concurrent(self) -> bool:
+        return bool(store.server(self.home))
+
     def study_started(
         self,
         study: str,
@@ -125,6 +129,11 @@ class MlflowTracker:
             log_traces(self._uri, run, rollouts, {"study": self._study, "split": "dev", "round": "base"})
             self._client.set_terminated(run.info.run_id, "FINISHED")
             self._write_views("score" if state.gold is None else "gold")
+
+    def told(self) -> set[int]:
+        """The trials that were told of to their end, by whichever process."""
+        with self._guarded():
+            return {int(run.data.tags["trial"]) for run in self._search(kind="trial") if "state" in run.data.tags}
 
     def trial_started(self, number: int, schedule: str, settings: Mapping[str, Any]) -> None:
         with self._guarded():
