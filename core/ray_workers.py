@@ -119,7 +119,7 @@ def _work(job: Job) -> Outcome:
         os.environ.update({VARIABLES[name]: url for name, url in asdict(job.stores).items() if url})
         if os.path.isdir(job.folder):
             os.chdir(job.folder)
-        return Outcome(run_study(SweepConfig(**job.config), Path(job.home)).failures)
+        return Outcome(tuple(run_study(SweepConfig(**job.config), Path(job.home)).failures))
     except ColeverError as error:
         return Outcome(error=str(error), kind=type(error).__name__)
     except typer.Exit:  # it was told to end, and has said so
@@ -129,9 +129,7 @@ def _work(job: Job) -> Outcome:
 def _shared_with(job: Job) -> None:
     """Raises UsageError where this machine cannot share the study with the others."""
     if job.version != __version__:
-        raise UsageError(
-            f"Colever is {__version__} on a node of the Ray cluster, and {job.version} where it was called"
-        )
+        raise UsageError(f"a node of the Ray cluster has Colever {__version__}; accepted: {job.version}, as here")
     if job.machine == machine():
         return
     if not job.stores.database:

@@ -91,5 +91,5 @@ def test_machines_that_do_not_share_a_study_are_refused(tmp_path: Path) -> None:
     _shared_with(replace(database, stores=replace(database.stores, objects="s3://bucket")))
     (tmp_path / "token").touch()
     _shared_with(database)
-    with pytest.raises(UsageError, match="accepted: 0.0.1, as here"):
+    with pytest.raises(UsageError, match=r"accepted: 0\.0\.1, as here"):
         _shared_with(replace(job, version="0.0.1"))
