@@ -25,6 +25,8 @@ from colever.engines.remote import RemoteEngine
 from colever.engines.remote_model import remote_model
 from colever.engines.tally import current_tally
 from colever.errors import InfrastructureError
+from colever.process import machine
+from colever.stores import stores_of
 from colever.types import Cost, digest_of
 
 T = TypeVar("T")
@@ -189,6 +191,11 @@ def seated(settings: RemoteSettings, file: Path | None = None) -> Iterator[Bench
         with _seating:
             _bench = before
         made.close()
+
+
+def answers_in(home: Path) -> Path:
+    """The file below ``home``; where several machines work on it this one's own: sqlite's locks may not reach far."""
+    return home / (f"judged-{machine()}.db" if stores_of(home).database else ANSWERS)
 
 
 def answers_of_home() -> Path | None:

@@ -23,7 +23,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from colever.config import ADAPTIVE, UNTRAINABLE, WRITTEN_WAYS, PromptSettings, SweepConfig, WeightSettings
-from colever.engines.bench import ANSWERS, seated
+from colever.engines.bench import answers_in, seated
 from colever.errors import BudgetExhausted, LeverError, StoreError, UsageError
 from colever.optimizers import space
 from colever.optimizers.alternate import alternate
@@ -87,7 +87,7 @@ def sweep(
     """
     folder = StudyFolder(home, config.study_name)
     tracker, workers = tracker or NullTracker(), Workers.of(folder.home, folder.name)
-    with workers.joined(), _stops_told(tracker, workers), seated(config.judge, folder.home / ANSWERS) as bench:
+    with workers.joined(), _stops_told(tracker, workers), seated(config.judge, answers_in(folder.home)) as bench:
         task = with_judge(task, config.judge.model)
         open_judges(task, bench)
         levers = levers or levers_for(config, engine)

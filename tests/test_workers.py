@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from toy import ToyEngine
 
 from colever.errors import BudgetExhausted, LeverError, StoreError, UsageError
 from colever.loading import load_config
+from colever.locks import locks_of
 from colever.optimizers import workers as module
 from colever.optimizers.ledger import Ledger
 from colever.optimizers.study import find_study
@@ -50,9 +52,11 @@ def started(home: Path) -> list[str]:
     return sorted(p.parent.name for p in (home / "rounds").glob("*/record.json"))
 
 
-def test_two_workers_end_with_the_table_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("database", ["", "sqlite:///{}/shared.db"], ids=["files", "leases"])
+def test_two_workers_end_with_the_table_of_one(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     updates: list[str] = []
     alone = run(tmp_path / "alone", on_update=lambda: updates.append("alone"))
+    monkeypatch.setenv("COLEVER_DATABASE", database.format(tmp_path))
     told = [Told(), Told()]
     reports = side_by_side(
         *(lambda t=t: run(tmp_path / "both", tracker=t, on_update=lambda: updates.append("both")) for t in told)
@@ -61,6 +65,7 @@ def test_two_workers_end_with_the_table_of_one(tmp_path: Path) -> None:
         assert timeless(to_json(report)) == timeless(to_json(alone))
     assert updates.count("both") == updates.count("alone")  # no round was run twice
     assert started(tmp_path / "both") == started(tmp_path / "alone")
+    assert (tmp_path / "both" / "optuna.db").exists() == (not database)
 
 
 def test_workers_share_the_trials_out(tmp_path: Path) -> None:
@@ -147,6 +152,26 @@ def test_a_cap_ends_the_search_of_both(tmp_path: Path) -> None:
     assert timeless(to_json(reports[0]))["arms"] == timeless(to_json(reports[1]))["arms"]
     more = run(tmp_path)
     assert [arm.schedule for arm in more.arms] == ["p", "w", "p,w", "w,p"]
+
+
+def test_a_cap_holds_for_workers_with_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLEVER_DATABASE", f"sqlite:///{tmp_path}/shared.db")
+    reports = side_by_side(*(lambda: run(tmp_path, **{"budget.rollouts": 310}) for _ in range(2)))
+    assert all(report.cost.rollouts <= 310 for report in reports)
+    assert timeless(to_json(reports[0]))["arms"] == timeless(to_json(reports[1]))["arms"]
+
+
+def test_a_worker_that_has_lost_its_trial_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its row is another's, as after a sleep of more than a lease."""
+    monkeypatch.setenv("COLEVER_DATABASE", f"sqlite:///{tmp_path}/shared.db")
+
+    def lose() -> None:
+        with sqlite3.connect(tmp_path / "shared.db", timeout=60) as other:
+            other.execute("UPDATE colever_leases SET token = 'x', owner = 'x' WHERE name LIKE '%trial-%'")
+        locks_of(tmp_path).renew()  # type: ignore[attr-defined]
+
+    with pytest.raises(StoreError, match=r"trial-1 was lost.*run the same command again"):
+        run(tmp_path, on_update=lose)
 
 
 def test_the_trial_of_a_worker_that_died_is_taken_up(tmp_path: Path) -> None:
