@@ -12,6 +12,7 @@ import typer
 
 from colever import console
 from colever.errors import ColeverError, UsageError
+from colever.ray_workers import placed
 from colever.rubric_commands import DataOption, EngineOption, RubricOption, rescore_command, rubric_app
 from colever.seed_commands import seed_app
 from colever.ship.commands import export_command, serve_command
@@ -180,6 +181,12 @@ def sweep(
     settings: SetOption = None,
     config: ConfigOption = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="So many processes share a study out.")] = 1,
+    on: Annotated[
+        str | None, typer.Option("--on", help="Place the workers on a Ray cluster: ray, or ray://HOST:10001.")
+    ] = None,
+    needs: Annotated[
+        list[str] | None, typer.Option("--needs", metavar="KEY=VALUE", help="Of each worker on Ray: gpus=1, cpus=4.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate what it would cost, from a probe.")] = False,
     database: DatabaseOption = None,
     mlflow: MlflowOption = None,
@@ -207,9 +214,9 @@ def sweep(
     if dry_run:
         show_estimates(configs, home, as_json)
     elif len(configs) == 1:
-        show_study(configs[0], home, as_json, workers)
+        show_study(configs[0], home, as_json, placed(workers, on, needs))
     else:
-        show_studies(configs, home, as_json, workers)
+        show_studies(configs, home, as_json, placed(workers, on, needs))
 
 
 @app.command(epilog="Example: colever compare arithmetic lookup --out comparison/")

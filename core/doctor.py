@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 
 EXTRAS = {
     "bitsandbytes": "engine.quantization=nf4",
-    "ray": "workers on several machines",
+    "ray": "--on ray",
+    "boto3": "--objects s3://…",
     "playwright": "browser tests",
 }
 

@@ -21,12 +21,13 @@ from colever.stores import in_home_alone
 
 if TYPE_CHECKING:
     from colever.config import SweepConfig
+    from colever.ray_workers import RayWorkers
     from colever.reported import StudyReport
 
 RESUMES = "finished rounds are stored; the same command continues"
 
 
-def show_study(config: SweepConfig, home: Path, as_json: bool, workers: int = 1) -> None:
+def show_study(config: SweepConfig, home: Path, as_json: bool, workers: int | RayWorkers = 1) -> None:
     """Run or continue one study and show its report. Raises LeverError where trials failed."""
     built = run_study(config, home, workers)
     show_report(built, as_json)
@@ -39,7 +40,7 @@ def show_study(config: SweepConfig, home: Path, as_json: bool, workers: int = 1)
     _raise_failures(built.failures, config.trials)
 
 
-def show_studies(configs: Sequence[SweepConfig], home: Path, as_json: bool, workers: int = 1) -> None:
+def show_studies(configs: Sequence[SweepConfig], home: Path, as_json: bool, workers: int | RayWorkers = 1) -> None:
     """Run or continue studies one by one, then set them side by side. Raises LeverError where trials failed."""
     from colever.tracking.report import verdict
 
@@ -116,9 +117,14 @@ def show_rerun(name: str, home: Path, into: Path | None, as_json: bool) -> None:
         raise LeverError(f"{folder.name} came out otherwise in {len(found)} places")
 
 
-def run_study(config: SweepConfig, home: Path, workers: int = 1) -> StudyReport:
-    """Run or continue it with so many processes, this one included, and write its report into its folder."""
+def run_study(config: SweepConfig, home: Path, workers: int | RayWorkers = 1) -> StudyReport:
+    """Run or continue it with so many processes, this one included, or on Ray; its report is in its folder then."""
     with interruptible(RESUMES), ended_by_sigterm():
+        if not isinstance(workers, int):
+            from colever.ray_workers import run_on_ray
+
+            make_home(home)
+            return run_on_ray(config, home.resolve(), workers)
         task, engine = open_study(config, home)
         from colever.optimizers.side_by_side import with_rollouts
         from colever.optimizers.space import left_out

@@ -82,4 +82,4 @@ def _awaited(home: Path, study: str, wait: float) -> tuple[SweepConfig, str] | N
         time.sleep(LOOK)
     if state.finished:
         return None
-    return load_config(folder.path / "config.yaml").model_copy(update={"study": study}), state.place
+    return load_config(folder.file("config.yaml")).model_copy(update={"study": study}), state.place
