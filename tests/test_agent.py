@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import dspy
 import openai
 import pytest
 from agents import ADD, BROKEN, SYSTEM, TOOL, ask, roll, task_on, write_caller
+from dspy import lm15
+from scripted_openai import ScriptedOpenAI
 
+from colever.engines.calls import current_call
 from colever.engines.generation import TokenRequest
 from colever.engines.lm import engine_lm, open_engine
+from colever.engines.remote import RemoteEngine
+from colever.engines.remote_model import remote_model
 from colever.engines.transformers import TransformersEngine
 from colever.errors import InfrastructureError, TaskError
 from colever.pipelines.agent import agent_program
@@ -452,6 +460,54 @@ def test_what_an_agent_cannot_reach_is_the_infrastructures_failure(seed) -> None
     assert [r.failure for r in roll(seed, task_on(unplugged, 12))].count("infrastructure") == 1
 
 
+# --- models that are asked in words ---------------------------------------------------------------
+
+
+class Api:
+    """An engine that is asked as an API is, and calls a tool until it has a result."""
+
+    name, counts_calls = "api", True
+
+    def __init__(self) -> None:
+        self.asked: list[lm15.Request] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Api:
+        return self
+
+    def complete(self, request: lm15.Request) -> lm15.Response:
+        current_call.get().calls += 1
+        self.asked.append(request)
+        done = any(m.role == "tool" for m in request.messages)
+        part = lm15.TextPart("five") if done else lm15.ToolCallPart(id="x1", name="add", input={"a": 2, "b": 3})
+        usage = lm15.Usage(input_tokens=5, output_tokens=2)
+        return lm15.Response(
+            id=None, model=request.model, message=lm15.Message.assistant([part]), finish_reason="stop", usage=usage
+        )
+
+
+def test_an_apis_own_calls_come_back_and_go_in() -> None:
+    engine = Api()
+    rollout = roll(engine, task_on(adds, 2))[0]
+    assert rollout.outputs == {"answer": "five"}
+    assert [(s.predictor, s.occurrence) for s in rollout.steps] == [("agent", 0), ("agent", 1)]
+    last = next(r for r in engine.asked if len(r.messages) > 1)
+    assert [m.role for m in last.messages] == ["user", "assistant", "tool"]
+    assert [t.name for t in last.tools] == ["add"]
+    call, result = last.messages[1].parts[-1], last.messages[2].parts[-1]
+    assert (call.name, call.input) == ("add", {"a": 2, "b": 3})
+    assert result.id == call.id
+
+
+def test_a_model_behind_an_api_is_asked_with_the_candidates_prompt() -> None:
+    with ScriptedOpenAI(lambda messages: f"read: {messages[0]['content']}", always=None) as server:
+        engine = RemoteEngine(remote_model(f"api:scripted@{server.address}", "--model"))
+        task = task_on(lambda connection, question: ask(connection, question).content, 2)
+        program = apply_prompts(task.program(), {"agent": PredictorPrompt("Answer at once.")})
+        made = run_rollouts(program, task.examples("train"), lm=engine_lm(engine), score=task.score, fail=task.fail)
+    assert [r.outputs["answer"] for r in made] == ["read: Answer at once."] * 2
+    assert made[0].steps[0].completion.counted == made[0].steps[0].completion.lengths != (0, 0)
+
+
 # --- other kinds of agents ------------------------------------------------------------------------
 
 
@@ -464,6 +520,31 @@ def test_an_agent_may_be_async(seed) -> None:
     rollout = roll(seed, task_on(run))[0]
     assert rollout.failure is None
     assert set(rollout.outputs) == {"answer", "asked"}
+
+
+def test_an_agent_may_ask_for_several_things_at_once(seed) -> None:
+    async def gathers(connection: Any, question: str) -> str:
+        client = connection.async_client()
+        asked = [
+            [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"{question} {i}"}] for i in range(4)
+        ]
+        made = await asyncio.gather(
+            *(client.chat.completions.create(model="any", messages=messages) for messages in asked)
+        )
+        return " | ".join(each.choices[0].message.content for each in made)
+
+    task = task_on(gathers)
+    rollouts = roll(seed, task)
+    assert [r.outputs for r in rollouts] == [r.outputs for r in roll(seed, task)]  # greedy: whichever was first
+    for rollout in rollouts:
+        assert Counter(rollout.outputs["answer"].split(" | ")) == Counter(s.completion.text for s in rollout.steps)
+
+
+def test_an_agent_is_a_module_like_any_other(seed) -> None:
+    program = task_on(three_turns).program()
+    with dspy.context(lm=engine_lm(seed, max_tokens=24)):
+        said = program(question="What is the pet of number 0?").answer
+    assert said == roll(seed, task_on(three_turns))[0].outputs["answer"]
 
 
 COMMAND = """
