@@ -29,6 +29,9 @@ class EngineSettings(Settings):
         "fifth of its memory with keys and values",
         ge=0,
     )
+    vllm_mode: Literal["server", "in_process"] = setting(
+        "server", "vLLM beside this process, or in it: on one GPU it sleeps while the trainer works"
+    )
     vllm_python: str | None = setting(
         None, "python of an environment with vLLM; unset: COLEVER_VLLM_PYTHON, or this one"
     )
@@ -45,6 +48,9 @@ class EngineSettings(Settings):
                 f"engine.quantization={self.quantization}: the server would sample from other weights than those that "
                 "are trained; accepted with engine.kind=vllm: none"
             )
+        if self.vllm_mode == "in_process" and (self.vllm_url or self.vllm_python):
+            name = "vllm_url" if self.vllm_url else "vllm_python"
+            raise ValueError(f"engine.{name}: there is no server with engine.vllm_mode=in_process; accepted: unset")
         return self
 
     def in_process(self) -> dict[str, Any]:
@@ -53,7 +59,9 @@ class EngineSettings(Settings):
 
     def check_peft(self, peft: str) -> None:
         """Raises ValueError where weights trained so cannot be swapped into a server that runs."""
-        if self.kind == "vllm" and peft not in ("auto", "lora"):
+        if self.kind == "vllm" and self.vllm_mode == "in_process" and peft == "dora":
+            raise ValueError("weights.peft=dora: vLLM takes no DoRA adapters; accepted with engine.kind=vllm: lora")
+        if self.kind == "vllm" and self.vllm_mode == "server" and peft not in ("auto", "lora"):
             raise ValueError(
                 f"weights.peft={peft}: a vLLM server that runs takes LoRA adapters alone; accepted with "
                 "engine.kind=vllm: lora or auto"

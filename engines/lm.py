@@ -54,6 +54,10 @@ def _kind(options: dict[str, Any], serving: Serving | None) -> type[Transformers
     from colever.engines.vllm_engine import VllmEngine
 
     options["serving"] = serving
+    if serving.inside:
+        from colever.engines.vllm_inside_engine import InsideVllmEngine
+
+        return InsideVllmEngine
     return VllmEngine
 
 
@@ -86,7 +90,8 @@ def _serving(engine: EngineSettings, log: Path | None, told: Callable[[str], Non
         return None
     from colever.engines.vllm_server import Serving
 
-    return Serving(engine.vllm_python, engine.vllm_url, engine.vllm_args, engine.vllm_start, log, told)
+    inside = engine.vllm_mode == "in_process"
+    return Serving(engine.vllm_python, engine.vllm_url, engine.vllm_args, engine.vllm_start, log, told, inside)
 
 
 def engine_lm(

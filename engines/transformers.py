@@ -51,6 +51,7 @@ class TransformersEngine:
     """
 
     trains_in_place = True  # the weight lever trains ``model`` itself: no copy of it samples
+    served_peft: tuple[str, ...] | None = None  # what ``weights.peft`` may be, None: anything, since no other samples
     counts_calls = True  # of each rollout, whether they are answered or not
 
     def __init__(
@@ -154,6 +155,9 @@ class TransformersEngine:
         """Say that the model was changed in place: a new version, and the next ``load`` reloads."""
         with self._lock:
             self._weights.touched()
+
+    def rest(self) -> None:
+        """Said before the model is trained for a while: nothing, where it is the model that samples."""
 
     def _read_base(self) -> Mapping[str, torch.Tensor]:
         model, _ = open_model(self.source, DTYPES[self.dtype], "cpu", tokenizer=False)

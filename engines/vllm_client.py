@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from colever.engines.generation import TokenOutput, TokenRequest
@@ -40,6 +40,20 @@ class Sampled:
 
     output: TokenOutput
     computed: int
+
+
+class Client(Protocol):
+    """What is asked of vLLM, wherever it runs; see ``VllmClient``."""
+
+    def sample(self, model: str, request: TokenRequest, end_ids: Iterable[int]) -> Sampled: ...
+
+    def load_adapter(self, name: str, folder: Path) -> None: ...
+
+    def unload_adapter(self, name: str) -> None: ...
+
+    def healthy(self) -> bool: ...
+
+    def close(self) -> None: ...
 
 
 class VllmClient:

@@ -29,7 +29,7 @@ from colever.engines.generation import ModelShape, TokenRequest
 from colever.engines.live_adapters import configs_in, write_adapter
 from colever.engines.prefix_store import causal
 from colever.engines.transformers import Stores, TransformersEngine
-from colever.engines.vllm_client import Gone, Refused, Sampled, VllmClient
+from colever.engines.vllm_client import Client, Gone, Refused, Sampled
 from colever.engines.vllm_given import GivenServer
 from colever.engines.vllm_server import Live, Serving, StartedServer
 from colever.errors import InfrastructureError, UsageError
@@ -58,6 +58,7 @@ class VllmEngine(TransformersEngine):
     """
 
     trains_in_place = False
+    served_peft: tuple[str, ...] | None = ("lora",)
 
     def __init__(self, model: str | Path, *, serving: Serving | None = None, **options: Any) -> None:
         serving = serving or Serving()
@@ -67,13 +68,16 @@ class VllmEngine(TransformersEngine):
                 f"model {self.name}: its base is quantized here, and the server would sample from other weights; "
                 "accepted with engine.kind=vllm: a checkpoint that is not quantized"
             )
-        how = (self.source, self.device.type, self.dtype)
-        self.server = GivenServer(serving) if serving.url else StartedServer(serving, *how)
+        self.server = self._vllm(serving)
         self._shape = ModelShape.of(self.model)
         self._folder = Path(tempfile.mkdtemp(prefix="colever-adapters-"))
         self._served: Served | None = None
         self._older: list[str] = []  # adapters of the version before, which requests under way may still name
         weakref.finalize(self, _end, self.server, self._folder)
+
+    def _vllm(self, serving: Serving) -> Any:
+        how = (self.source, self.device.type, self.dtype)
+        return GivenServer(serving) if serving.url else StartedServer(serving, *how)
 
     @property
     def adapters_only(self) -> bool:
@@ -90,7 +94,7 @@ class VllmEngine(TransformersEngine):
 
         Raises UsageError for full weights, InfrastructureError where the server does not come up.
         """
-        if weights.kind == "full":
+        if weights.kind == "full" and self.adapters_only:
             raise UsageError(
                 f"weights {weights.digest} are full weights, which a vLLM server that runs cannot swap in; accepted "
                 "with engine.kind=vllm: base weights and LoRA adapters (weights.peft=lora)"
@@ -238,13 +242,13 @@ class VllmEngine(TransformersEngine):
         return TransformersEngine.load_state(state)
 
 
-def _forget(client: VllmClient, name: str) -> None:
+def _forget(client: Client, name: str) -> None:
     try:
         client.unload_adapter(name)
     except (Gone, Refused):
         return  # a server that was started again never had it
 
 
-def _end(server: StartedServer | GivenServer, folder: Path) -> None:
+def _end(server: Any, folder: Path) -> None:
     server.close()
     shutil.rmtree(folder, ignore_errors=True)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from colever.engines.vllm_client import Gone, Refused, VllmClient
+from colever.engines.vllm_client import Client, Gone, Refused, VllmClient
 from colever.engines.vllm_place import Place, Said
 from colever.engines.vllm_process import ServerProcess
 from colever.errors import InfrastructureError, UsageError
@@ -40,7 +40,10 @@ print(m.version(found[0]) if found else "unknown" if u.find_spec("vllm") else ""
 
 @dataclass(frozen=True)
 class Serving:
-    """How a server is had: started with ``python`` and ``args``, or the one at ``url``. ``told`` hears how it goes."""
+    """How vLLM is had: a server started with ``python`` and ``args``, or the one at ``url``.
+
+    ``told`` hears how it goes.
+    """
 
     python: str | None = None
     url: str | None = None
@@ -48,13 +51,14 @@ class Serving:
     start: float = 600.0  # seconds that it has to start
     log: Path | None = None
     told: Callable[[str], None] = lambda text: None
+    inside: bool = False  # in this process, and no server
 
 
 @dataclass(frozen=True)
 class Live:
     """A server that answers: the ``generation`` is another one after every start."""
 
-    client: VllmClient
+    client: Client
     base: str  # what it calls the model's own weights
     context: int  # tokens of prompt and completion
     generation: int
@@ -226,35 +230,46 @@ def live_at(client: VllmClient, generation: int) -> Live:
 def server_command(
     python: str, source: str, device: str, dtype: str, port: int, rank: int, args: Sequence[str]
 ) -> list[str]:
-    """vLLM's server on ``source``; what the user adds comes last and wins.
-
-    Of CPU builds (0.32) ``vllm serve`` fails, and so does a request with a seed whose prompt is computed in chunks.
-    """
-    on_a_cpu = ("--enforce-eager", "--block-size", "32", "--no-enable-chunked-prefill")
-    beside_a_trainer = ("--gpu-memory-utilization", "0.45")
+    """vLLM's server on ``source``; what the user adds comes last and wins. CPU builds (0.32) fail on ``vllm serve``."""
     return [
         *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", source, "--served-model-name", NAME),
-        *("--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--generation-config", "vllm"),
-        *("--logprobs-mode", "processed_logprobs", "--enable-prefix-caching", "--enable-prompt-tokens-details"),
+        *("--host", "127.0.0.1", "--port", str(port), "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"),
+        *model_arguments(device, dtype, rank, args),
+    ]
+
+
+def model_arguments(device: str, dtype: str, rank: int, args: Sequence[str]) -> list[str]:
+    """How vLLM has the model, wherever it runs; ``args`` win.
+
+    CPU builds (0.32) fail on a request with a seed whose prompt is computed in chunks.
+    """
+    on_cpu = ("--enforce-eager", "--block-size", "32", "--no-enable-chunked-prefill")
+    beside_a_trainer = ("--gpu-memory-utilization", "0.45")
+    return [
+        *("--dtype", dtype, "--generation-config", "vllm"),
+        *("--logprobs-mode", "processed_logprobs", "--enable-prefix-caching"),
         *("--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(ADAPTERS)),
         *("--max-cpu-loras", str(KEPT)),
-        *("--disable-uvicorn-access-log",),
-        *(on_a_cpu if device == "cpu" else beside_a_trainer),
+        *(on_cpu if device == "cpu" else beside_a_trainer),
         *args,
     ]
+
+
+def on_a_cpu() -> dict[str, str]:
+    """What vLLM's environment says there, unless it is said otherwise."""
+    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", CARDS: ""}
 
 
 def server_environment(device: str, key: str) -> dict[str, str]:
     """This process's, less what points another python at our packages; the key is asked of everyone on the machine."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")}
-    on_a_cpu = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1", CARDS: ""}
     own = {
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_API_KEY": key,
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60",
     }
-    return {**(on_a_cpu if device == "cpu" else {}), **kept, **own}
+    return {**(on_a_cpu() if device == "cpu" else {}), **kept, **own}
 
 
 def default_python() -> str:

@@ -239,6 +239,7 @@ class _Updates:
     def make(self, batch: TrainingBatch) -> dict[str, float]:
         """One update, booked on the engine; its metrics. Raises what the trainer raises."""
         tokens, flops = self._trainer.trained_tokens, self._trainer.flops
+        self._engine.rest()
         self._batches.put(batch)
         self._await()
         trained = Cost(trained_tokens=self._trainer.trained_tokens - tokens, flops=self._trainer.flops - flops)

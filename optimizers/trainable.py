@@ -47,6 +47,7 @@ def trainable(
 
     _check(engine, parent, settings)
     engine.load(parent)
+    engine.rest()
     torch.manual_seed(seed)
     try:
         yield _model(engine, parent, settings, predictors)
@@ -69,10 +70,10 @@ def _check(engine: TransformersEngine, parent: Weights, settings: WeightSettings
             f"{engine.quantization}), so that it cannot be trained; accepted: weights.peft=lora or dora, or an engine "
             "that is not quantized"
         )
-    if settings.peft != "lora" and not engine.trains_in_place:
+    if engine.served_peft is not None and settings.peft not in engine.served_peft:
         raise UsageError(
-            f"weights.peft={settings.peft}: the engine samples from a vLLM server, which takes LoRA adapters alone as "
-            "it runs; accepted with engine.kind=vllm: weights.peft=lora or auto"
+            f"weights.peft={settings.peft}: the engine samples from vLLM, which does not take such weights as it runs; "
+            f"accepted with engine.kind=vllm: weights.peft=auto or {' or '.join(engine.served_peft)}"
         )
     if settings.adapters == "shared" and adapter_folders(parent) is not None:
         raise UsageError(

@@ -181,6 +181,7 @@ class _Pull:
             raise LeverError(f"update {update}: {error}") from error
         curriculum.remember(self.spent, (name for name, _ in examples), (row.group[0] for row in self.last.rows))
         self._check_signal(update, self.last)
+        self.engine.rest()
         return self.last
 
     def _roll(

@@ -5,6 +5,7 @@ Swaps, faults and refusals; that a real server does the same is tried in ``slow/
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -174,6 +175,25 @@ def test_full_weights_and_dora_are_refused(engine: VllmEngine, tmp_path: Path) -
             load_config(None, flags={"task": "t"}, overrides={"engine.kind": "vllm", "weights.peft": peft})
     with pytest.raises(UsageError, match=r"engine.quantization=nf4: .* accepted with engine.kind=vllm: none"):
         load_config(None, flags={"task": "t"}, overrides={"engine.kind": "vllm", "engine.quantization": "nf4"})
+
+
+def test_vllm_in_this_process_takes_full_weights_and_no_server() -> None:
+    inside = {"engine.kind": "vllm", "engine.vllm_mode": "in_process"}
+    assert load_config(None, flags={"task": "t"}, overrides={**inside, "weights.peft": "none"}).weights.peft == "none"
+    for name, value, said in (
+        ("weights.peft", "dora", "weights.peft=dora: vLLM takes no DoRA"),
+        ("engine.vllm_url", "http://127.0.0.1:1", "engine.vllm_url: there is no server"),
+        ("engine.vllm_python", "python", "engine.vllm_python: there is no server"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            load_config(None, flags={"task": "t"}, overrides={**inside, name: value})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is here")
+def test_vllm_in_this_process_must_be_there(tiny_checkpoint: Path) -> None:
+    settings = EngineSettings(kind="vllm", vllm_mode="in_process")
+    with pytest.raises(UsageError, match="vLLM is not in this environment; accepted: "):
+        open_policy(tiny_checkpoint, RemoteSettings(), settings)
 
 
 def test_a_server_of_another_model_is_found_out(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_two_workers_share_one_server(task: Path, tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-c", "from colever.cli import main; main()", "sweep", f"{task}:task", "--workers", "2"),
         *("--trials", "2", "--engine", "vllm", "--home", str(tmp_path), "--json", *sets),
-        *("--set", "schedules=[w, 'w,p']", "--set", "weights.learning_rate=1e-4"),
+        *("--set", "schedules=[w, 'p,w']", "--set", "weights.learning_rate=1e-4"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -167,8 +167,10 @@ def test_two_workers_share_one_server(task: Path, tmp_path: Path) -> None:
     log = (folder.path / "vllm.log").read_text()
     assert log.count("the server ended with status") == 1  # it was started once
     names = re.findall(r"Loaded new LoRA adapter: name '(\S+?)'", log)
-    assert len(names) == len(set(names)) >= 4  # both worked, and a name is one state of one worker's weights
-    assert "vLLM: serving" in done.stderr + (folder.path / "worker-2.log").read_text()
+    assert len(names) == len(set(names)) >= 3  # a name is one state of one worker's weights
+    second = (folder.path / "worker-2.log").read_text()
+    assert "trial " in second
+    assert (done.stderr + second).count("vLLM: serving") == 1
 
 
 def test_a_wrong_model_a_wrong_argument_and_no_server_are_told(tmp_path: Path) -> None:
