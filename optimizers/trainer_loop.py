@@ -17,6 +17,7 @@ from transformers.utils import logging as hf_logging
 from trl import GRPOTrainer
 
 from colever.optimizers.grpo_settings import GrpoSettings, rate
+from colever.optimizers.sharding import local
 
 
 @contextmanager
@@ -42,7 +43,8 @@ def own_dtype(model: Any) -> Iterator[None]:
     kept = [(p, p.data) for p in model.parameters() if p.requires_grad]
     yield
     for parameter, data in kept:
-        parameter.data = data
+        if parameter.dtype != data.dtype:
+            parameter.data = data
 
 
 class Touched(TrainerCallback):
@@ -67,7 +69,7 @@ def joined(notes: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def not_finite(model: Any) -> str:
     """The first trained parameter that holds a NaN or an infinity; empty if there is none."""
     trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-    return next((name for name, p in trained if not bool(torch.isfinite(p).all())), "")
+    return next((name for name, p in trained if not bool(torch.isfinite(local(p)).all())), "")
 
 
 class LoopTrainer(GRPOTrainer):

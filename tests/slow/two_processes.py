@@ -2,7 +2,8 @@
 
 torchrun --standalone --nproc_per_node 2 two_processes.py CHECKPOINT WORKDIR '{"CASE": {"loss": "grpo"}}'
 
-A case is weight settings; ``task`` in it names one of ``TASKS``. An error of Colever is a result too.
+A case is weight settings; ``task`` in it names one of ``TASKS``, and ``sharding`` is the lever's. An error of Colever
+is a result too.
 """
 
 from __future__ import annotations
@@ -54,10 +55,10 @@ TASKS = {
 }
 
 
-def pull(engine: Any, folder: Path, task: str = "vowels", **changes: Any) -> dict[str, Any]:
+def pull(engine: Any, folder: Path, task: str = "vowels", sharding: str = "none", **changes: Any) -> dict[str, Any]:
     small = {"examples_per_update": 5, "group_size": 4, "learning_rate": 1e-3, "updates": 3}
     budget, asked = Budget(), TASKS[task]()
-    lever = WeightLever(settings(**{**small, **changes}))
+    lever = WeightLever(settings(**{**small, **changes}), sharding)
     try:
         done = lever.improve(asked.base_candidate(), asked, engine, budget, 3, folder, NullProgress())
     except ColeverError as error:
