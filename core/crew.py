@@ -81,6 +81,7 @@ class Crew:
         self.config, self.home, self.digest = config, home, task_digest
         self.size = config.training.processes
         self._members: list[_Member] = []
+        self._fallen: list[_Member] = []  # who ended in a pull, before the others were ended for it
 
     def lever(self, settings: WeightSettings) -> Lever:
         """The weight lever, pulled by all."""
@@ -115,7 +116,7 @@ class Crew:
         """End the others at once: whatever they were doing, this process keeps what there is to keep."""
         import torch.distributed as dist
 
-        members, self._members = self._members, []
+        members, self._members, self._fallen = self._members, [], []
         for member in members:
             member.process.kill()
         for member in members:
@@ -132,7 +133,8 @@ class Crew:
 
         device = _device(self.config)
         store = dist.TCPStore(HOST, 0, self.size, is_master=True, wait_for_workers=False)
-        self._members = [self._start(rank, store.port) for rank in range(1, self.size)]
+        for rank in range(1, self.size):
+            self._members.append(self._start(rank, store.port))
         for member in self._members:
             member.says()
         dist.init_process_group(backend(device), store=store, rank=0, world_size=self.size, timeout=LONGEST)
@@ -156,7 +158,9 @@ class Crew:
         stop, stopped = multiprocessing.Pipe()
 
         def watch() -> None:
-            if stopped not in wait([stopped, *(m.process.sentinel for m in self._members)]):
+            ready = wait([stopped, *(m.process.sentinel for m in self._members)])
+            if stopped not in ready:
+                self._fallen = [m for m in self._members if m.process.sentinel in ready]
                 for member in self._members:
                     member.process.kill()
 
@@ -171,7 +175,7 @@ class Crew:
     def _lost(self) -> str:
         """What is said of the first process that ended; empty where all are there."""
         wait([x for m in self._members for x in (m.pipe, m.process.sentinel)], LAST_WORDS)
-        for member in self._members:
+        for member in self._fallen or self._members:
             said = member.last_words()
             if said or not member.process.is_alive():
                 return member.complaint(said)
@@ -236,16 +240,20 @@ def run_member(config: SweepConfig, home: Path, digest: str, rank: int, port: in
 
 def _at_orders(config: SweepConfig, home: Path, digest: str, rank: int, port: int, pipe: Connection) -> Iterator[str]:
     """A word when this process is ready, and one after each pull."""
+    import torch
     import torch.distributed as dist
 
+    from colever.engines.bench import ANSWERS, seated
     from colever.optimizers.budget import Budget
     from colever.optimizers.lever import NullProgress
     from colever.optimizers.processes import LONGEST, backend
     from colever.optimizers.weight_lever import WeightLever
     from colever.studies import open_study
+    from colever.tasks.judges import open_judges
 
     device = _device(config)
     if device != "cpu":
+        torch.cuda.set_device(rank)
         config = config.model_copy(update={"engine": config.engine.model_copy(update={"device": f"cuda:{rank}"})})
     task, engine = open_study(config, home)
     if task.digest() != digest:
@@ -254,11 +262,13 @@ def _at_orders(config: SweepConfig, home: Path, digest: str, rank: int, port: in
     size = config.training.processes
     store = dist.TCPStore(HOST, port, size, is_master=False)
     dist.init_process_group(backend(device), store=store, rank=rank, world_size=size, timeout=LONGEST)
-    while True:
-        order: Order = pipe.recv()
-        lever = WeightLever(order.settings, config.training.sharding)
-        lever.improve(order.candidate, task, engine, Budget(), order.seed, order.workdir, NullProgress())
-        yield DONE
+    with seated(config.judge, home / ANSWERS) as bench:
+        open_judges(task, bench)
+        while True:
+            order: Order = pipe.recv()
+            lever = WeightLever(order.settings, config.training.sharding)
+            lever.improve(order.candidate, task, engine, Budget(), order.seed, order.workdir, NullProgress())
+            yield DONE
 
 
 def _end_with_parent() -> None:

@@ -16,7 +16,6 @@ An update without rows changes nothing: no gradient, no optimizer state.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -42,7 +41,7 @@ from colever.optimizers.grpo_settings import GrpoSettings
 from colever.optimizers.importance import tapered_ratio, truncated_ratio
 from colever.optimizers.loss_inputs import loss_inputs
 from colever.optimizers.processes import OneProcess, Team
-from colever.optimizers.trainer_loop import Enough, LoopTrainer, Touched, joined, not_finite, own_dtype, quiet
+from colever.optimizers.trainer_loop import Enough, LoopTrainer, Touched, joined, own_dtype, quiet
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
 from colever.optimizers.writing import writing
 
@@ -293,27 +292,6 @@ class ProgramTrainer(LoopTrainer):
         """A forward pass, and behind one with gradients a backward pass: twice that, once under LoRA."""
         backward = (1.0 if self._base is not self.model else 2.0) if torch.is_grad_enabled() else 0.0
         self._notes["flops"] = self._notes.get("flops", 0.0) + forward * (1.0 + backward)
-
-    def _check_finite(self, value: float, what: str) -> None:
-        if not math.isfinite(value):
-            raise LeverError(
-                f"update {self.state.global_step}: the {what} is {value}; the update was not applied. Try a lower "
-                f"learning_rate (now {self.settings.learning_rate:g}) or max_grad_norm (now "
-                f"{self.settings.max_grad_norm:g})"
-            )
-
-    def _check_weights(self) -> None:
-        if broken := not_finite(self.model):
-            raise LeverError(
-                f"update {self.state.global_step - 1}: it left {broken} with values that are not finite: they are not "
-                f"saved. Try a lower learning_rate (now {self.settings.learning_rate:g})"
-            )
-
-    def _out_of_memory(self, said: str) -> LeverError:
-        return LeverError(
-            f"update {self.state.global_step}: out of memory ({said}). Try a smaller weights.batch_tokens (now "
-            f"{self.settings.part_tokens(self.args.device)}), the tokens computed per pass, or weights.peft=lora"
-        )
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)

@@ -31,6 +31,8 @@ class Shards:
     def __init__(self, plain: Any) -> None:
         self.plain = plain
         self._device = next(plain.parameters()).device
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # where FSDP puts what it gathers
         self._mesh = init_device_mesh(self._device.type, (Team.current().size,))
         self.twin = copy.deepcopy(plain, {id(p): p for p in plain.parameters()})  # other modules, the same parameters
         self.share_out(self.twin)

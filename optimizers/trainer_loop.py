@@ -5,6 +5,7 @@ Knows transformers and torch; nothing of rows or rewards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging as hf_logging
 from trl import GRPOTrainer
 
+from colever.errors import LeverError
 from colever.optimizers.grpo_settings import GrpoSettings, rate
 from colever.optimizers.sharding import local
 
@@ -102,6 +104,29 @@ class LoopTrainer(GRPOTrainer):
 
     def _send_telemetry(self) -> None:
         """None."""
+
+    # --- what ends a pull ------------------------------------------------------------------------
+
+    def _check_finite(self, value: float, what: str) -> None:
+        if not math.isfinite(value):
+            raise LeverError(
+                f"update {self.state.global_step}: the {what} is {value}; the update was not applied. Try a lower "
+                f"learning_rate (now {self.settings.learning_rate:g}) or max_grad_norm (now "
+                f"{self.settings.max_grad_norm:g})"
+            )
+
+    def _check_weights(self) -> None:
+        if broken := not_finite(self.model):
+            raise LeverError(
+                f"update {self.state.global_step - 1}: it left {broken} with values that are not finite: they are not "
+                f"saved. Try a lower learning_rate (now {self.settings.learning_rate:g})"
+            )
+
+    def _out_of_memory(self, said: str) -> LeverError:
+        return LeverError(
+            f"update {self.state.global_step}: out of memory ({said}). Try a smaller weights.batch_tokens (now "
+            f"{self.settings.part_tokens(self.args.device)}), the tokens computed per pass, or weights.peft=lora"
+        )
 
 
 class Enough(Exception):

@@ -29,7 +29,7 @@ from colever.optimizers.lever import NullProgress
 from colever.optimizers.processes import Team
 from colever.optimizers.weight_lever import WeightLever
 
-RANK = int(os.environ.get("RANK", "0"))
+RANK, LOCAL = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
 
 
 class Twice(Echo):
@@ -75,7 +75,7 @@ def pull(engine: Any, folder: Path, task: str = "vowels", sharding: str = "none"
 def main() -> None:
     checkpoint, workdir, cases = sys.argv[1:]
     torch.set_num_threads(1)
-    engine = open_engine(checkpoint)
+    engine = open_engine(checkpoint, device=f"cuda:{LOCAL}" if torch.cuda.is_available() else "cpu")
     for name, changes in json.loads(cases).items():
         folder = Path(workdir) / name
         folder.mkdir(parents=True, exist_ok=True)
