@@ -65,6 +65,9 @@ HackingOption = Annotated[
     str | None,
     typer.Option("--on-hacking", help="Score up, truth not: warn, stop (refuse the round, end the trial), or off."),
 ]
+ProcessesOption = Annotated[
+    int | None, typer.Option("--processes", help="So many train each pull together (docs/several-gpus.md).")
+]
 StudyOption = Annotated[str | None, typer.Option("--study", help="Name; default <task>-<model>-s<seed>.")]
 BudgetOption = Annotated[
     list[str] | None,
@@ -142,6 +145,7 @@ def optimize(
     budget: BudgetOption = None,
     prompt_model: PromptModelOption = None,
     on_hacking: HackingOption = None,
+    processes: ProcessesOption = None,
     settings: SetOption = None,
     config: ConfigOption = None,
     home: HomeOption = HOME,
@@ -152,8 +156,8 @@ def optimize(
 
     check_schedule(schedule)
     resolved = _config(
-        config, settings, budget, prompt_model, on_hacking, kind, task=task, data=data, rubric=rubric, model=model,
-        study=study, seed=seed, trials=1, schedules=[schedule],
+        config, settings, budget, prompt_model, on_hacking, kind, processes, task=task, data=data, rubric=rubric,
+        model=model, study=study, seed=seed, trials=1, schedules=[schedule],
     )  # fmt: skip
     if resolved.study is None:
         name = f"{resolved.study_name}-{schedule.replace(',', '').replace(' ', '').replace('->', '')}"
@@ -180,6 +184,7 @@ def sweep(
     on_hacking: HackingOption = None,
     settings: SetOption = None,
     config: ConfigOption = None,
+    processes: ProcessesOption = None,
     workers: Annotated[int, typer.Option("--workers", min=1, help="So many processes share a study out.")] = 1,
     on: Annotated[
         str | None, typer.Option("--on", help="Place the workers on a Ray cluster: ray, or ray://HOST:10001.")
@@ -205,7 +210,7 @@ def sweep(
     def resolved(name: str) -> SweepConfig:
         flags: dict[str, Any] = {"task": name, "data": data, "rubric": rubric, "model": model}
         flags |= {"start": start, "study": study, "seed": seed, "trials": trials}
-        return _config(config, settings, budget, prompt_model, on_hacking, kind, **flags)
+        return _config(config, settings, budget, prompt_model, on_hacking, kind, processes, **flags)
 
     name_stores(home, database, mlflow, objects)
     configs = several([resolved(name) for name in (BUNDLED if task == "all" else [task])], seeds)
@@ -368,14 +373,16 @@ def _config(
     prompt_model: str | None = None,
     on_hacking: str | None = None,
     kind: str | None = None,
+    processes: int | None = None,
     **flags: Any,
 ) -> SweepConfig:
     from colever.loading import load_config, parse_pairs
 
     caps = {f"budget.{key}": value for key, value in parse_pairs(budget or [], "--budget").items()}
-    asked = {} if prompt_model is None else {"proposer.model": prompt_model}
+    asked: dict[str, Any] = {} if prompt_model is None else {"proposer.model": prompt_model}
     asked |= {} if on_hacking is None else {"guard.on_hacking": on_hacking}
     asked |= {} if kind is None else {"engine.kind": kind}
+    asked |= {} if processes is None else {"training.processes": processes}
     return load_config(file, flags=flags, overrides={**parse_pairs(settings or [], "--set"), **asked, **caps})
 
 

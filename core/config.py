@@ -17,6 +17,7 @@ from colever.engine_settings import EngineSettings
 from colever.errors import UsageError
 from colever.setting import Settings
 from colever.setting import setting as _setting
+from colever.training_settings import TrainingSettings
 
 ADAPTIVE = "adaptive"
 PROMPT_WAYS = ("choice", "instructions", "fewshot", "knn", "mipro", "gepa", "simba", "copro")
@@ -210,6 +211,7 @@ class SweepConfig(Settings):
     round_budget: dict[str, float] = Field(default_factory=dict, description="caps on each round")
     prompt: PromptSettings = Field(default_factory=PromptSettings)
     weights: WeightSettings = Field(default_factory=WeightSettings)
+    training: TrainingSettings = Field(default_factory=TrainingSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
     remote: RemoteSettings = Field(default_factory=RemoteSettings)
     proposer: ProposerSettings = Field(default_factory=ProposerSettings)
@@ -261,8 +263,9 @@ class SweepConfig(Settings):
         return self
 
     @model_validator(mode="after")
-    def _quantized_needs_peft(self) -> SweepConfig:
+    def _engine_can_train(self) -> SweepConfig:
         self.engine.check_peft(self.weights.peft)
+        self.training.check(self.engine)
         if self.engine.quantization != "none" and self.weights.peft == "none":
             raise ValueError(
                 f"engine.quantization={self.engine.quantization} holds a base that cannot be trained, and weights.peft="
@@ -309,7 +312,9 @@ def several(configs: Sequence[SweepConfig], seeds: int) -> list[SweepConfig]:
 
 
 # What another run of the same study may change: how far it goes, what is looked at and kept, not what it is.
-RESUMABLE = frozenset({"trials", "budget", "study", "dollars_per_hour", "elsewhere", "sample_rollouts", "remote"}) | {
+RESUMABLE = frozenset(
+    {"trials", "budget", "study", "dollars_per_hour", "elsewhere", "sample_rollouts", "remote", "training"}
+) | {
     *(f"{asked}.{name}" for asked in ("proposer", "judge") for name in RemoteSettings.model_fields),
     *(f"engine.{name}" for name in EngineSettings.model_fields if name.startswith("vllm_")),
 }

@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 
 from colever import console
+from colever.crew import crew_of, refuse
 from colever.errors import LeverError, UsageError
 from colever.shown import show_comparison, show_report, with_examples, write_report
 from colever.stored import named_in, where_made
@@ -59,6 +60,7 @@ def show_estimates(configs: Sequence[SweepConfig], home: Path, as_json: bool) ->
     from colever.optimizers.estimate import estimate
     from colever.optimizers.study import StudyFolder
     from colever.optimizers.sweep import levers_for
+    from colever.optimizers.weight_lever import WeightLever
     from colever.tracking.estimate import render, to_json
 
     made: dict[str, Any] = {}
@@ -67,7 +69,7 @@ def show_estimates(configs: Sequence[SweepConfig], home: Path, as_json: bool) ->
         for config in configs:
             task, engine = open_study(config, home)
             with closing(engine), console.progress() as drawn:
-                found = estimate(config, task, engine, levers_for(config, engine), drawn)
+                found = estimate(config, task, engine, levers_for(config, engine, WeightLever), drawn)
             StudyFolder(home, config.study_name).write_estimate(found.search)
             made[config.study_name] = found.priced(config.dollars_per_hour)
     if as_json:
@@ -125,6 +127,7 @@ def run_study(config: SweepConfig, home: Path, workers: int | RayWorkers = 1) ->
 
             make_home(home)
             return run_on_ray(config, home.resolve(), workers)
+        refuse(config, workers)
         task, engine = open_study(config, home)
         from colever.optimizers.side_by_side import with_rollouts
         from colever.optimizers.space import left_out
@@ -140,8 +143,14 @@ def run_study(config: SweepConfig, home: Path, workers: int | RayWorkers = 1) ->
             console.say(line)
         if others := Workers.of(home, config.study_name).others():
             console.say(f"{others} other process(es) run study {config.study_name}: this one works along")
-        with closing(engine), further_workers(config, home, workers - 1), console.progress() as drawn:
-            built = sweep(config, task, engine, home, tracker=MlflowTracker(home), progress=drawn)
+        with (
+            closing(engine),
+            further_workers(config, home, workers - 1),
+            crew_of(config, home, task.digest()) as crew,
+            console.progress() as drawn,
+        ):
+            tracker = MlflowTracker(home)
+            built = sweep(config, task, engine, home, weight_lever=crew.lever, tracker=tracker, progress=drawn)
         write_report(with_examples(with_rollouts(built, folder), task), folder.path)
         folder.share("report.*", "candidate.json", "figures/*")
     return built

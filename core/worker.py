@@ -37,7 +37,7 @@ def further_workers(config: SweepConfig, home: Path, count: int) -> Iterator[Non
     if not count:
         yield
         return
-    with _threads_shared(count + 1):
+    with threads_shared(count + 1):
         workers = [_start(config, home, place) for place in range(2, count + 2)]
         try:
             yield
@@ -52,12 +52,8 @@ def further_workers(config: SweepConfig, home: Path, count: int) -> Iterator[Non
 
 def run_worker(config: SweepConfig, home: Path, log: Path) -> None:
     """One worker, as a process of its own: ends at once, as after Ctrl-C, when the process that started it is gone."""
-    os.setsid()  # Ctrl-C reaches the starting process alone, which passes it on once
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    detach(log)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with log.open("a", buffering=1, encoding="utf-8") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())
     from colever import console
     from colever.optimizers.sweep import sweep
     from colever.studies import open_study
@@ -72,8 +68,17 @@ def run_worker(config: SweepConfig, home: Path, log: Path) -> None:
         console.say("interrupted")
 
 
+def detach(log: Path) -> None:
+    """In a process that was started: Ctrl-C reaches the starting one alone, which passes it on; its output is kept."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with log.open("a", buffering=1, encoding="utf-8") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+
+
 @contextmanager
-def _threads_shared(workers: int) -> Iterator[None]:
+def threads_shared(workers: int) -> Iterator[None]:
     """Each worker's share of the cores, this process included, if the user has not said otherwise."""
     if THREADS in os.environ:
         yield

@@ -16,7 +16,6 @@ An update without rows changes nothing: no gradient, no optimizer state.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -42,7 +41,7 @@ from colever.optimizers.grpo_settings import GrpoSettings
 from colever.optimizers.importance import tapered_ratio, truncated_ratio
 from colever.optimizers.loss_inputs import loss_inputs
 from colever.optimizers.processes import OneProcess, Team
-from colever.optimizers.trainer_loop import Enough, LoopTrainer, Touched, joined, not_finite, own_dtype, quiet
+from colever.optimizers.trainer_loop import Enough, LoopTrainer, Touched, joined, own_dtype, quiet
 from colever.optimizers.trajectories import Row, TrainingBatch, parts
 from colever.optimizers.writing import writing
 
@@ -85,10 +84,11 @@ class ProgramTrainer(LoopTrainer):
         self._logps: torch.Tensor | None = None
         self._entropies: torch.Tensor | None = None
         self._notes: Metrics = {}
-        arguments = settings.arguments(folder, next(model.parameters()).device)
+        with Team.current().told():
+            arguments = settings.arguments(folder, next(model.parameters()).device)
         if hasattr(model, "peft_config"):
             arguments.beta = 0.0  # no copy of the adapter: the reference is the base model, all adapters off
-        with own_dtype(model):
+        with own_dtype(model), Team.current().told():
             super().__init__(
                 model=model,
                 reward_funcs=_no_reward,
@@ -129,16 +129,14 @@ class ProgramTrainer(LoopTrainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Sample an update's rows, then forward and backward over its parts; the loss of the whole."""
         started = time.monotonic()
-        batch = self._sample(self.state.global_step)
+        batch = self._sampled(self.state.global_step)
         if batch is None:
             raise Enough
         sampled = time.monotonic()
         model.train()
         self._step += 1
         team = Team.current()
-        notes = joined(team.together(lambda: self._train_parts(model, batch, team)))
-        if batch.rows:
-            team.sum_gradients(model.parameters())
+        notes = joined(self._trained(model, batch, team))
         loss = notes.pop("loss")
         self.flops += notes.pop("flops")
         self.trained_tokens += sum(len(r.completion_ids) for r in batch.rows)
@@ -146,6 +144,16 @@ class ProgramTrainer(LoopTrainer):
         seconds = max(team.gather(time.monotonic() - sampled))  # the same in all: a cap on seconds ends all of them
         self._notes = notes | {"seconds/rollouts": sampled - started, "seconds/update": seconds}
         return torch.tensor(loss, device=self.accelerator.device)
+
+    def _sampled(self, update: int) -> TrainingBatch | None:
+        return self._sample(update)
+
+    def _trained(self, model: Any, batch: TrainingBatch, team: Team) -> list[Metrics]:
+        """What each process noted of its parts; all have the gradients of the whole."""
+        notes = team.together(lambda: self._train_parts(model, batch, team))
+        if batch.rows:
+            team.sum_gradients(model.parameters())
+        return notes
 
     def _train_parts(self, model: Any, batch: TrainingBatch, team: Team) -> Metrics:
         """Forward and backward over this process's parts; their shares of the update's loss, FLOPs and metrics.
@@ -159,23 +167,27 @@ class ProgramTrainer(LoopTrainer):
         self.accelerator = OneProcess(accelerator)
         try:
             with naming_memory(self._out_of_memory), steady_attention():
-                for part in self._own_parts(batch.rows, team):
-                    self._train_part(accelerator.unwrap_model(model), part, batch)
+                for part, counts in self._own_parts(batch.rows, team):
+                    self._train_part(accelerator.unwrap_model(model), part, batch, counts)
         finally:
             self.accelerator = accelerator
         return self._notes
 
-    def _own_parts(self, rows: Sequence[Row], team: Team) -> list[list[Row]]:
-        """This process's parts; smaller ones where there would be fewer parts than processes."""
+    def _own_parts(self, rows: Sequence[Row], team: Team) -> list[tuple[list[Row], float]]:
+        """This process's parts, and that each counts in full."""
+        return [(part, 1.0) for part in team.share(self._all_parts(rows, team))]
+
+    def _all_parts(self, rows: Sequence[Row], team: Team) -> list[list[Row]]:
+        """Smaller ones where there would be fewer parts than processes."""
         limit = self.settings.part_tokens(self.accelerator.device)
         how = {"padded": not self._branches, "apart": self.adapters is not None}
         made = list(parts(rows, limit, **how))
         while 0 < len(made) < min(team.size, len(rows)) and limit > 1:
             limit //= 2
             made = list(parts(rows, limit, **how))
-        return team.share(made)
+        return made
 
-    def _train_part(self, model: Any, rows: Sequence[Row], batch: TrainingBatch) -> None:
+    def _train_part(self, model: Any, rows: Sequence[Row], batch: TrainingBatch, counts: float) -> None:
         inputs = loss_inputs(rows, batch.total_tokens, self.pad_token_id, self.accelerator.device)
         if self.beta != 0.0:
             inputs["ref_per_token_logps"] = self._reference(inputs)
@@ -186,10 +198,10 @@ class ProgramTrainer(LoopTrainer):
             share = len(rows) / batch.total_rows
         elif self.loss_type in PER_TOKEN:
             share = count / batch.total_tokens
-        loss = self.compute_loss(model, inputs) * share
+        loss = self.compute_loss(model, inputs) * share * counts
         self.accelerator.backward(loss)
         self._notes["loss"] += float(loss.detach())
-        self._note(inputs, count / sum(len(r.completion_ids) for r in batch.rows))
+        self._note(inputs, counts * count / sum(len(r.completion_ids) for r in batch.rows))
 
     def _note(self, inputs: Mapping[str, torch.Tensor], share: float) -> None:
         """Add a part's means over tokens; ``share`` is the part's of the update's trained tokens."""
@@ -280,27 +292,6 @@ class ProgramTrainer(LoopTrainer):
         """A forward pass, and behind one with gradients a backward pass: twice that, once under LoRA."""
         backward = (1.0 if self._base is not self.model else 2.0) if torch.is_grad_enabled() else 0.0
         self._notes["flops"] = self._notes.get("flops", 0.0) + forward * (1.0 + backward)
-
-    def _check_finite(self, value: float, what: str) -> None:
-        if not math.isfinite(value):
-            raise LeverError(
-                f"update {self.state.global_step}: the {what} is {value}; the update was not applied. Try a lower "
-                f"learning_rate (now {self.settings.learning_rate:g}) or max_grad_norm (now "
-                f"{self.settings.max_grad_norm:g})"
-            )
-
-    def _check_weights(self) -> None:
-        if broken := not_finite(self.model):
-            raise LeverError(
-                f"update {self.state.global_step - 1}: it left {broken} with values that are not finite: they are not "
-                f"saved. Try a lower learning_rate (now {self.settings.learning_rate:g})"
-            )
-
-    def _out_of_memory(self, said: str) -> LeverError:
-        return LeverError(
-            f"update {self.state.global_step}: out of memory ({said}). Try a smaller weights.batch_tokens (now "
-            f"{self.settings.part_tokens(self.args.device)}), the tokens computed per pass, or weights.peft=lora"
-        )
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)

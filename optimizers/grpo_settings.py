@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from trl import GRPOConfig
 
+from colever.config import WeightSettings
+
 
 @dataclass(frozen=True)
 class GrpoSettings:
@@ -75,6 +77,33 @@ class GrpoSettings:
         if self.level == "sequence":
             return {"epsilon": 3e-4, "epsilon_high": 4e-4}  # GSPO, arXiv:2507.18071, section 5.1
         return {}
+
+
+def trainer_settings(
+    s: WeightSettings, max_tokens: int, seed: int, correct: bool, folded: bool = False
+) -> GrpoSettings:
+    """What the trainer is told; ``max_tokens``: of a completion. ``correct``: importance ratios are applied, where the
+    prompts of sampler and trainer are the same. ``folded``: they are not, and ratios are tapered unless a setting says
+    otherwise.
+    """
+    return GrpoSettings(
+        updates=s.updates,
+        learning_rate=s.learning_rate,
+        warmup=s.warmup,
+        schedule=s.learning_rate_schedule,
+        temperature=s.temperature,
+        beta=s.beta,
+        loss=s.loss,
+        max_grad_norm=s.max_grad_norm,
+        max_completion=max_tokens,
+        max_tokens=s.batch_tokens,
+        save_every=s.save_every,
+        seed=seed,
+        level=s.importance_sampling_level,
+        correct=s.importance_correction == "on" if folded else correct,
+        taper=folded and s.importance_correction == "auto",
+        folded=folded,
+    )
 
 
 def rate(update: int, updates: int, warmup: int, schedule: str) -> float:

@@ -6,13 +6,18 @@ processes make the same batch of them; its rows are shared out for the backward 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from colever.errors import ColeverError, LeverError
 
 T = TypeVar("T")
+LONGEST = timedelta(hours=6)  # that one process waits for another, which may sample for so long
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # what torchrun says to each process
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,31 @@ class Team:
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
         return cls(dist.get_rank(), dist.get_world_size())
+
+    @classmethod
+    def joined(cls, device: str) -> Team:
+        """The same; a process that a launcher such as torchrun has started meets the others first."""
+        import torch.distributed as dist
+
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and not dist.is_initialized():
+            dist.init_process_group(backend(device), timeout=LONGEST)
+        return cls.current()
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Within, accelerate finds in the environment what a launcher would have said, where there was none."""
+        if self.size == 1 or "LOCAL_RANK" in os.environ:
+            yield
+            return
+        before = {name: os.environ.get(name) for name in (*LAUNCHED, "MASTER_PORT")}
+        os.environ.update(zip(LAUNCHED, map(str, (self.rank, self.rank, self.size, self.size)), strict=True))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
     @property
     def main(self) -> bool:
@@ -102,6 +132,11 @@ class Team:
             if has:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 dist.all_reduce(p.grad)
+
+
+def backend(device: str) -> str:
+    """What processes talk through whose models are on such a device; objects go through gloo in any case."""
+    return "gloo" if device == "cpu" else f"cpu:gloo,{device}:nccl"
 
 
 class OneProcess:

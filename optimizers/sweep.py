@@ -53,19 +53,31 @@ if TYPE_CHECKING:
     from colever.tasks.task import Task
 
 MakeLevers = Callable[[PromptSettings, WeightSettings], Mapping[LeverName, Lever]]
+MakeWeightLever = Callable[[WeightSettings], Lever]
 POLL = 0.5  # seconds between looks at what other workers do
 
 
-def levers_for(config: SweepConfig, engine: TransformersEngine) -> MakeLevers:
-    """The two levers, with the study's proposer. Raises UsageError where it cannot be used; one call is a probe."""
+def levers_for(
+    config: SweepConfig, engine: TransformersEngine, weight_lever: MakeWeightLever | None = None
+) -> MakeLevers:
+    """The two levers, with the study's proposer. Raises UsageError where it cannot be used; one call is a probe.
+
+    ``weight_lever`` makes the one that several processes pull; without it ``training.processes`` has to be 1.
+    """
     from colever.optimizers.prompt_lever import PromptLever
     from colever.optimizers.proposer import open_proposer, probe
     from colever.optimizers.weight_lever import WeightLever
 
+    if weight_lever is None and config.training.processes > 1:
+        raise UsageError(
+            f"training.processes={config.training.processes}: sweep, optimize and rerun start further processes; "
+            "accepted here: 1"
+        )
+    make = weight_lever or WeightLever
     proposer = open_proposer(config.proposer, engine)
     if proposer is not None and any(way in WRITTEN_WAYS for way in space.drawn_ways(config)):
         probe(proposer)
-    return lambda prompt, weights: {"prompt": PromptLever(prompt, proposer), "weights": WeightLever(weights)}
+    return lambda prompt, weights: {"prompt": PromptLever(prompt, proposer), "weights": make(weights)}
 
 
 def sweep(
@@ -75,6 +87,7 @@ def sweep(
     home: Path,
     *,
     levers: MakeLevers | None = None,
+    weight_lever: MakeWeightLever | None = None,
     tracker: Tracker | None = None,
     progress: Progress | None = None,
 ) -> StudyReport:
@@ -90,7 +103,7 @@ def sweep(
     with workers.joined(), _stops_told(tracker, workers), seated(config.judge, answers_in(folder.home)) as bench:
         task = with_judge(task, config.judge.model)
         open_judges(task, bench)
-        levers = levers or levers_for(config, engine)
+        levers = levers or levers_for(config, engine, weight_lever)
         told = Checked(progress or NullProgress(), workers.check)
         run = _Run(config, task, engine, folder, levers, tracker, told, workers)
         run.open()

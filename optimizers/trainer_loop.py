@@ -5,6 +5,7 @@ Knows transformers and torch; nothing of rows or rewards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,9 @@ from transformers import TrainerCallback
 from transformers.utils import logging as hf_logging
 from trl import GRPOTrainer
 
+from colever.errors import LeverError
 from colever.optimizers.grpo_settings import GrpoSettings, rate
+from colever.optimizers.sharding import local
 
 
 @contextmanager
@@ -42,7 +45,8 @@ def own_dtype(model: Any) -> Iterator[None]:
     kept = [(p, p.data) for p in model.parameters() if p.requires_grad]
     yield
     for parameter, data in kept:
-        parameter.data = data
+        if parameter.dtype != data.dtype:
+            parameter.data = data
 
 
 class Touched(TrainerCallback):
@@ -67,7 +71,7 @@ def joined(notes: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def not_finite(model: Any) -> str:
     """The first trained parameter that holds a NaN or an infinity; empty if there is none."""
     trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-    return next((name for name, p in trained if not bool(torch.isfinite(p).all())), "")
+    return next((name for name, p in trained if not bool(torch.isfinite(local(p)).all())), "")
 
 
 class LoopTrainer(GRPOTrainer):
@@ -100,6 +104,29 @@ class LoopTrainer(GRPOTrainer):
 
     def _send_telemetry(self) -> None:
         """None."""
+
+    # --- what ends a pull ------------------------------------------------------------------------
+
+    def _check_finite(self, value: float, what: str) -> None:
+        if not math.isfinite(value):
+            raise LeverError(
+                f"update {self.state.global_step}: the {what} is {value}; the update was not applied. Try a lower "
+                f"learning_rate (now {self.settings.learning_rate:g}) or max_grad_norm (now "
+                f"{self.settings.max_grad_norm:g})"
+            )
+
+    def _check_weights(self) -> None:
+        if broken := not_finite(self.model):
+            raise LeverError(
+                f"update {self.state.global_step - 1}: it left {broken} with values that are not finite: they are not "
+                f"saved. Try a lower learning_rate (now {self.settings.learning_rate:g})"
+            )
+
+    def _out_of_memory(self, said: str) -> LeverError:
+        return LeverError(
+            f"update {self.state.global_step}: out of memory ({said}). Try a smaller weights.batch_tokens (now "
+            f"{self.settings.part_tokens(self.args.device)}), the tokens computed per pass, or weights.peft=lora"
+        )
 
 
 class Enough(Exception):

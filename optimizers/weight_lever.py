@@ -27,6 +27,7 @@ from colever.optimizers.evaluate import metered
 from colever.optimizers.folding import FOLD_HINT, fold_notes, prompts_to_fold_into, tokens_per_call
 from colever.optimizers.lever import Progress, Pull
 from colever.optimizers.processes import Team
+from colever.optimizers.sharding import Shards, shared_out
 from colever.optimizers.trainable import resolved, save_weights, trainable
 from colever.optimizers.trajectories import Signal, TrainingBatch, training_batch
 from colever.pipelines.prompts import apply_prompts
@@ -53,8 +54,9 @@ class WeightLever:
 
     name: LeverName = "weights"
 
-    def __init__(self, settings: WeightSettings | None = None) -> None:
+    def __init__(self, settings: WeightSettings | None = None, sharding: str = "none") -> None:
         self.settings = settings or WeightSettings()
+        self.sharding = sharding
 
     def planned(self, candidate: Candidate, task: Task) -> int:
         """G rollouts of every example of every update, and the looks at held-out examples."""
@@ -76,42 +78,22 @@ class WeightLever:
 
         The engine is left with the trained weights, or, where the pull fails, with the candidate's.
         """
-        from colever.optimizers.grpo import ProgramTrainer
-        from colever.optimizers.importance import corrects
-
         s = resolved(self.settings, engine.name, engine.adapters_only)
         task = dataclasses.replace(task, gold=None)  # levers see no gold
         early = EarlyStop(workdir / "best", s.patience)
         pull = _Pull(s, task, candidate, engine, budget.slice(), seed, progress, early)
-        folder = workdir / "training"
+        folder, team = workdir / "training", Team.joined(engine.device.type)
         found = last_checkpoint(folder)
         if found is not None and found[1].get("identity") != pull.identity:
             shutil.rmtree(folder, ignore_errors=True)
             found = None
+        team.agree("the last checkpoint", found[0].name if found is not None else None)
         with trainable(engine, candidate.weights, s, seed, pull.predictors) as model:
-            trainer = ProgramTrainer(
-                model,
-                engine.tokenizer,
-                trainer_settings(s, task, seed, corrects(s.importance_correction, engine), pull.short is not None),
-                folder,
-                pull.sample,
-                pull.after_update,
-                pull.remember,
-                engine.touched,
-                engine.adapters,
-            )
-            pull.trainer, pull.model = trainer, model
-            Team.current().agree("the last checkpoint", found[0].name if found is not None else None)
-            try:
-                if found is not None:
-                    pull.recall(found[1])
-                trainer.run(found[0] if found is not None else None)
-                pull.end()
-            finally:
-                trainer.release()
-            weights = Team.current().by_main(
-                lambda: save_weights(model, engine, candidate.weights, s, workdir / "weights")
-            )
+            pull.model = model
+            with shared_out(model, self.sharding) as shards:
+                pull.train(shards, folder, found)
+            pull.end()
+            weights = team.by_main(lambda: save_weights(model, engine, candidate.weights, s, workdir / "weights"))
         child = Candidate(candidate.prompts if pull.short is None else pull.short, weights)
         return Pull(child, pull.curves, pull.notes())
 
@@ -151,6 +133,29 @@ class _Pull:
     @property
     def predictors(self) -> list[str]:
         return [name for name, _ in self.program.named_predictors()]
+
+    def train(self, shards: Shards | None, folder: Path, found: tuple[Path, dict[str, Any]] | None) -> None:
+        """All updates, from the checkpoint that was found."""
+        from colever.optimizers.grpo import ProgramTrainer
+        from colever.optimizers.grpo_settings import trainer_settings
+        from colever.optimizers.importance import corrects
+        from colever.optimizers.sharded_trainer import ShardedTrainer
+
+        engine, s = self.engine, self.settings
+        correct = corrects(s.importance_correction, engine)
+        how = trainer_settings(s, self.task.max_tokens, self.seed, correct, self.short is not None)
+        told = (self.sample, self.after_update, self.remember, engine.touched, engine.adapters)
+        if shards is None:
+            self.trainer = ProgramTrainer(self.model, engine.tokenizer, how, folder, *told)
+        else:
+            self.trainer = ShardedTrainer(shards, engine.tokenizer, how, folder, *told)
+        try:
+            if found is not None:
+                self.recall(found[1])
+            self.trainer.run(found[0] if found is not None else None)
+        finally:
+            self.trainer.release()
+            self.trainer = None
 
     def sample(self, update: int) -> TrainingBatch | None:
         """The rows of an update, from rollouts under the weights as they are; None if nothing is left to learn."""
@@ -334,32 +339,6 @@ class _Pull:
             "alarms": alarms,
             **({"best_update": self.early.best_update, "validation": self.early.curve} if self.held_out else {}),
         }
-
-
-def trainer_settings(s: WeightSettings, task: Task, seed: int, correct: bool, folded: bool = False) -> Any:
-    """What the trainer is told, as ``GrpoSettings``; ``correct``: importance ratios are applied, where the prompts of
-    sampler and trainer are the same. ``folded``: they are not, and ratios are tapered unless a setting says otherwise.
-    """
-    from colever.optimizers.grpo_settings import GrpoSettings
-
-    return GrpoSettings(
-        updates=s.updates,
-        learning_rate=s.learning_rate,
-        warmup=s.warmup,
-        schedule=s.learning_rate_schedule,
-        temperature=s.temperature,
-        beta=s.beta,
-        loss=s.loss,
-        max_grad_norm=s.max_grad_norm,
-        max_completion=task.max_tokens,
-        max_tokens=s.batch_tokens,
-        save_every=s.save_every,
-        seed=seed,
-        level=s.importance_sampling_level,
-        correct=s.importance_correction == "on" if folded else correct,
-        taper=folded and s.importance_correction == "auto",
-        folded=folded,
-    )
 
 
 def _mean(curve: Sequence[tuple[int, float]]) -> float:

@@ -12,6 +12,7 @@ from colever.config import (
     ProposerSettings,
     RemoteSettings,
     SweepConfig,
+    TrainingSettings,
     WeightSettings,
 )
 from colever.settings_page import page
@@ -27,7 +28,7 @@ def test_every_setting_is_there_with_a_line_about_it() -> None:
     groups = {
         "prompt": PromptSettings, "weights": WeightSettings, "engine": EngineSettings,
         "remote": RemoteSettings, "proposer": ProposerSettings, "guard": GuardSettings,
-        "judge": JudgeSettings,
+        "judge": JudgeSettings, "training": TrainingSettings,
     }  # fmt: skip
     names = {f"{group}.{name}": field for group, kind in groups.items() for name, field in kind.model_fields.items()}
     names |= {name: field for name, field in SweepConfig.model_fields.items() if name not in groups}

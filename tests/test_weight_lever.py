@@ -18,9 +18,10 @@ from colever.optimizers.budget import Budget
 from colever.optimizers.curriculum import in_turn
 from colever.optimizers.early_stop import EarlyStop
 from colever.optimizers.grpo import ProgramTrainer
+from colever.optimizers.grpo_settings import trainer_settings
 from colever.optimizers.lever import NullProgress
 from colever.optimizers.trainable import resolved
-from colever.optimizers.weight_lever import WeightLever, hold_out, trainer_settings
+from colever.optimizers.weight_lever import WeightLever, hold_out
 from colever.tasks.rubric import Criterion, Rubric
 from colever.tasks.task import Task
 from colever.types import Weights
@@ -247,7 +248,7 @@ def test_the_importance_ratio_of_the_engines_own_samples_is_one(engine, tmp_path
 
 def test_gspo_reaches_trl_with_its_narrow_bounds(tmp_path):
     how = settings(loss="grpo", importance_sampling_level="sequence")
-    told = trainer_settings(how, make_task(), 0, correct=False).arguments(tmp_path, torch.device("cpu"))
+    told = trainer_settings(how, 8, 0, correct=False).arguments(tmp_path, torch.device("cpu"))
     assert (told.loss_type, told.importance_sampling_level) == ("grpo", "sequence")
     assert (told.epsilon, told.epsilon_high) == (3e-4, 4e-4)
 

@@ -1,4 +1,4 @@
-"""Data-parallel training on a CPU: two processes come to what one comes to, and end together where one fails."""
+"""Two processes on a CPU, each with the model or a share of it: they come to what one comes to, and end together."""
 
 from __future__ import annotations
 
@@ -60,6 +60,13 @@ def two(tiny_checkpoint, tmp_path_factory):
     return launch(TORCHRUN, tiny_checkpoint, tmp_path_factory.mktemp("two"), CASES, 2)
 
 
+@pytest.fixture(scope="module")
+def shared(tiny_checkpoint, tmp_path_factory):
+    """By two, each with a share of the model."""
+    cases = {name: {**case, "sharding": "fsdp"} for name, case in CASES.items()}
+    return launch(TORCHRUN, tiny_checkpoint, tmp_path_factory.mktemp("shared"), cases, 2)
+
+
 def assert_same(ours: dict, theirs: dict) -> None:
     """But for what each process computes for itself: a prefix, and so prompt tokens and FLOPs."""
     assert (ours["processes"], theirs["processes"]) == (2, 1)
@@ -92,6 +99,25 @@ def test_two_processes_come_to_what_one_comes_to(one, two, case) -> None:
     assert two[case][1]["digest"] == two[case][0]["digest"]  # both were told the same child
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_model_that_is_shared_out_comes_to_what_a_whole_one_comes_to(one, shared, case) -> None:
+    assert_same(shared[case][0], one[case][0])
+    assert shared[case][1]["digest"] == shared[case][0]["digest"]
+
+
+def test_each_process_has_half_of_what_training_holds(tiny_checkpoint) -> None:
+    """Parameters, gradients and optimizer state; what does not divide evenly is padded."""
+    command = [*TORCHRUN, str(SCRIPT.with_name("shares.py")), str(tiny_checkpoint)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(found) == 4  # full weights and an adapter, by two
+    for held in found:
+        assert held["whole"] > 0
+        assert 0.49 < held["share"] / held["whole"] < 0.51, held
+        assert held["left"] == 0  # of the engine's own model, until it is whole again
+
+
 def test_the_cases_are_what_they_are_called(one) -> None:
     """Updates without rows follow one whose momentum they must not use; a stop puts the best weights back."""
     rows = [value for _, value in one["updates without rows"][0]["curves"]["trained_rows"]]
@@ -115,8 +141,11 @@ def test_a_rubric_that_breaks_in_one_process_ends_both_which_can_go_on(tiny_chec
     assert_same(found["dapo"][0], one["dapo"][0])
 
 
-def test_a_full_disk_in_the_first_process_ends_both_and_the_same_call_goes_on(tiny_checkpoint, tmp_path) -> None:
-    cases = {"dapo": CASES["dapo"] | {"save_every": 1}}
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_a_full_disk_in_the_first_process_ends_both_and_the_same_call_goes_on(
+    tiny_checkpoint, tmp_path, sharding
+) -> None:
+    cases = {"dapo": CASES["dapo"] | {"save_every": 1, "sharding": sharding}}
     whole = launch(TORCHRUN, tiny_checkpoint, tmp_path / "whole", cases, 2)["dapo"]
     with small_disk(tmp_path / "cut", megabytes=2) as disk:
         first, second = launch(TORCHRUN, tiny_checkpoint, disk.folder, cases, 2)["dapo"]

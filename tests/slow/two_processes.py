@@ -2,7 +2,8 @@
 
 torchrun --standalone --nproc_per_node 2 two_processes.py CHECKPOINT WORKDIR '{"CASE": {"loss": "grpo"}}'
 
-A case is weight settings; ``task`` in it names one of ``TASKS``. An error of Colever is a result too.
+A case is weight settings; ``task`` in it names one of ``TASKS``, and ``sharding`` is the lever's. An error of Colever
+is a result too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from colever.optimizers.lever import NullProgress
 from colever.optimizers.processes import Team
 from colever.optimizers.weight_lever import WeightLever
 
-RANK = int(os.environ.get("RANK", "0"))
+RANK, LOCAL = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
 
 
 class Twice(Echo):
@@ -54,10 +55,10 @@ TASKS = {
 }
 
 
-def pull(engine: Any, folder: Path, task: str = "vowels", **changes: Any) -> dict[str, Any]:
+def pull(engine: Any, folder: Path, task: str = "vowels", sharding: str = "none", **changes: Any) -> dict[str, Any]:
     small = {"examples_per_update": 5, "group_size": 4, "learning_rate": 1e-3, "updates": 3}
     budget, asked = Budget(), TASKS[task]()
-    lever = WeightLever(settings(**{**small, **changes}))
+    lever = WeightLever(settings(**{**small, **changes}), sharding)
     try:
         done = lever.improve(asked.base_candidate(), asked, engine, budget, 3, folder, NullProgress())
     except ColeverError as error:
@@ -74,7 +75,7 @@ def pull(engine: Any, folder: Path, task: str = "vowels", **changes: Any) -> dic
 def main() -> None:
     checkpoint, workdir, cases = sys.argv[1:]
     torch.set_num_threads(1)
-    engine = open_engine(checkpoint)
+    engine = open_engine(checkpoint, device=f"cuda:{LOCAL}" if torch.cuda.is_available() else "cpu")
     for name, changes in json.loads(cases).items():
         folder = Path(workdir) / name
         folder.mkdir(parents=True, exist_ok=True)
