@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 EXTRAS = {
     "bitsandbytes": "engine.quantization=nf4",
     "ray": "workers on several machines",
-    "psycopg": "--database",
     "playwright": "browser tests",
+    "psycopg": "--database",
 }
 
 
