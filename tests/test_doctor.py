@@ -41,6 +41,17 @@ def test_an_extra_is_never_bad() -> None:
     assert (wrong.ok, wrong.detail.endswith("; accepted: <1 (for tests)")) == (None, True)
 
 
+def test_stores_that_a_home_shares_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLEVER_DATABASE", "")
+    monkeypatch.setenv("COLEVER_MLFLOW", "")
+    assert doctor._stores(tmp_path) == []
+    monkeypatch.setenv("COLEVER_DATABASE", f"sqlite:///{tmp_path / 'shared.db'}")
+    monkeypatch.setenv("COLEVER_MLFLOW", "http://127.0.0.1:9")
+    database, mlflow = doctor._stores(tmp_path)
+    assert (database.ok, mlflow.ok) == (True, False)
+    assert "http://127.0.0.1:9 does not answer" in mlflow.detail
+
+
 def test_the_vllm_that_would_be_started_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COLEVER_VLLM_PYTHON", shim(tmp_path))
     (found,) = doctor._vllm()
