@@ -9,13 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
+
+if TYPE_CHECKING:
+    from colever.database import Database
 
 EXTRAS = {
     "bitsandbytes": "engine.quantization=nf4",
     "ray": "--on ray",
     "boto3": "--objects s3://…",
+    "psycopg": "--database",
     "playwright": "browser tests",
 }
 
@@ -33,7 +38,7 @@ def examine(home: Path) -> list[Finding]:
     """Every check, in the order shown; a check that fails becomes a finding."""
     findings: list[Finding] = []
     checks: tuple[Callable[[], list[Finding]], ...] = (_python, _packages, _machine, _devices, _seed, _sandbox)
-    for check in (*checks, lambda: _home(home), _vllm, _extras, _keys):
+    for check in (*checks, lambda: _home(home), lambda: _stores(home), _vllm, _extras, _keys):
         try:
             findings += check()
         except Exception as error:  # noqa: BLE001 - doctor's boundary: a broken installation is what it reports
@@ -109,6 +114,42 @@ def _home(home: Path) -> list[Finding]:
     studies = len(list((folder / "studies").glob("*/study.json")))
     writable = os.access(parent, os.W_OK)
     return [Finding("home", writable, f"{folder}: {studies} studies" if writable else f"{folder} cannot be written")]
+
+
+def _stores(home: Path) -> list[Finding]:
+    """Whether what the home shares with other machines answers; nothing of a home that shares nothing."""
+    from colever.stores import stores_of
+
+    stores, findings = stores_of(home), []
+    if stores.database:
+        from colever.database import Database
+
+        database = Database(stores.database, patience=0.0)
+        findings.append(_answering("database", database.shown, lambda: database.waited(_connected(database))))
+    if stores.mlflow:
+        from colever.tracking.server import await_server
+
+        findings.append(_answering("MLflow", stores.mlflow, lambda: await_server(stores.mlflow, 0.0)))
+    if stores.objects:
+        from colever.objects import open_objects
+
+        asked = open_objects(stores.objects, 0.0)
+        findings.append(_answering("objects", stores.objects, lambda: asked.under("studies/")))
+    return findings
+
+
+def _connected(database: Database) -> Callable[[], None]:
+    return lambda: database.engine.connect().close()
+
+
+def _answering(what: str, address: str, ask: Callable[[], object]) -> Finding:
+    from colever.errors import ColeverError
+
+    try:
+        ask()
+    except ColeverError as error:
+        return Finding(what, False, str(error))
+    return Finding(what, True, address)
 
 
 def _vllm() -> list[Finding]:

@@ -12,7 +12,7 @@ from colever import console
 from colever.errors import LeverError, UsageError
 from colever.stored import where_made
 from colever.stores import name_stores
-from colever.studies import interruptible, run_study
+from colever.studies import ended_by_sigterm, interruptible, run_study
 
 if TYPE_CHECKING:
     from colever.config import SweepConfig
@@ -46,14 +46,15 @@ def worker_command(
     """
     home = home.resolve()
     name_stores(home, database, mlflow, objects)
-    with interruptible("nothing was begun"):
-        found = _awaited(home, study, wait)
-    if found is None:
-        console.say(f"study {study} is finished: colever report {study}")
-        return
-    config, place = found
-    with where_made(config, place):
-        built = run_study(config, home)
+    with ended_by_sigterm():
+        with interruptible("nothing was begun"), ended_by_sigterm():
+            found = _awaited(home, study, wait)
+        if found is None:
+            console.say(f"study {study} is finished: colever report {study}")
+            return
+        config, place = found
+        with where_made(config, place):
+            built = run_study(config, home)
     from colever.tracking.report import verdict
 
     console.say(verdict(built))

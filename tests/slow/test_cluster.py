@@ -20,7 +20,7 @@ from test_workers_kill import arms_of, end, started_rounds
 
 pytestmark = pytest.mark.slow
 STUDY = "toy-toy-s0"
-LASTS = 8.0  # seconds of a lease here
+LASTS = 20.0  # seconds of a lease here
 
 
 class Cluster:
@@ -28,6 +28,12 @@ class Cluster:
 
     def __init__(self, database: Postgres, mlflow: MlflowServer, url: str, home: Path) -> None:
         self.database, self.mlflow, self.url, self.home = database, mlflow, url, home
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, pause: float = 0.2) -> subprocess.Popen[str]:
+        """A worker on the toy study; ended with the test, whatever becomes of it."""
+        self.started.append(start(self.home, pause))
+        return self.started[-1]
 
     def leases(self) -> dict[str, str]:
         """Name -> owner of those that have not expired."""
@@ -80,7 +86,10 @@ def cluster(
     monkeypatch.setenv("COLEVER_DATABASE", made.url)
     monkeypatch.setenv("COLEVER_MLFLOW", servers[1].url)
     monkeypatch.setenv("COLEVER_LEASE_SECONDS", str(LASTS))
-    return made
+    yield made
+    for process in made.started:
+        if process.poll() is None:
+            end(process)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +102,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         return home, finish(start(home))
 
 
-def until(seen: Callable[[], bool], *processes: subprocess.Popen[str], most: float = 120) -> None:
+def until(seen: Callable[[], bool], *processes: subprocess.Popen[str], most: float = 400) -> None:
     """Waits for it while the processes run."""
     deadline = time.monotonic() + most
     while not seen():
@@ -113,7 +122,7 @@ def updates_run(home: Path) -> int:
 
 
 def test_three_workers_end_with_the_table_of_one(cluster: Cluster, alone: tuple[Path, Any]) -> None:
-    reports = [finish(worker) for worker in [start(cluster.home) for _ in range(3)]]
+    reports = [finish(worker) for worker in [cluster.start() for _ in range(3)]]
     for report in reports:
         assert arms_of(report) == arms_of(alone[1])
     assert timeless(reports[0]) == timeless(reports[1]) == timeless(reports[2])
@@ -125,12 +134,12 @@ def test_three_workers_end_with_the_table_of_one(cluster: Cluster, alone: tuple[
 
 
 def test_a_worker_that_is_killed_amid_a_round_leaves_it_to_another(cluster: Cluster, alone: tuple[Path, Any]) -> None:
-    first = start(cluster.home)
+    first = cluster.start()
     until(lambda: in_a_round(cluster.home), first)
     held = cluster.leases()
     end(first)
     assert any("/trial-" in name for name in held)
-    whole = finish(start(cluster.home))
+    whole = finish(cluster.start())
     assert timeless(whole) == timeless(alone[1])
     assert started_rounds(cluster.home) == started_rounds(alone[0])
     assert updates_run(cluster.home) <= updates_run(alone[0]) + 1  # the one that was cut
@@ -138,7 +147,7 @@ def test_a_worker_that_is_killed_amid_a_round_leaves_it_to_another(cluster: Clus
 
 
 def test_one_of_three_workers_killed_leaves_the_arms_as_they_are(cluster: Cluster, alone: tuple[Path, Any]) -> None:
-    rng, workers = random.Random(time.time_ns()), [start(cluster.home) for _ in range(3)]
+    rng, workers = random.Random(time.time_ns()), [cluster.start() for _ in range(3)]
     until(lambda: in_a_round(cluster.home), *workers)
     time.sleep(rng.uniform(0, 3))
     end(workers.pop(rng.randrange(3)))
@@ -149,7 +158,7 @@ def test_one_of_three_workers_killed_leaves_the_arms_as_they_are(cluster: Cluste
 
 
 def test_a_database_that_is_killed_amid_a_study_changes_nothing(cluster: Cluster, alone: tuple[Path, Any]) -> None:
-    workers = [start(cluster.home) for _ in range(2)]
+    workers = [cluster.start() for _ in range(2)]
     until(lambda: in_a_round(cluster.home), *workers)
     for pause in (0.5, 2.0):
         cluster.database.kill()
@@ -165,7 +174,7 @@ def test_a_database_that_is_killed_amid_a_study_changes_nothing(cluster: Cluster
 
 
 def test_a_tracking_server_that_is_killed_amid_a_study_is_waited_for(cluster: Cluster, alone: tuple[Path, Any]) -> None:
-    workers = [start(cluster.home) for _ in range(2)]
+    workers = [cluster.start() for _ in range(2)]
     until(lambda: in_a_round(cluster.home), *workers)
     cluster.mlflow.kill()
     time.sleep(2.0)
@@ -180,11 +189,11 @@ def test_a_tracking_server_that_is_killed_amid_a_study_is_waited_for(cluster: Cl
 def test_a_worker_that_sleeps_too_long_is_told_and_another_has_its_trial(
     cluster: Cluster, alone: tuple[Path, Any]
 ) -> None:
-    sleeps = start(cluster.home)
+    sleeps = cluster.start()
     until(lambda: in_a_round(cluster.home), sleeps)
     sleeps.send_signal(signal.SIGSTOP)
     try:
-        whole = finish(start(cluster.home))
+        whole = finish(cluster.start())
     finally:
         sleeps.send_signal(signal.SIGCONT)
     _, said = sleeps.communicate(timeout=120)
@@ -194,11 +203,11 @@ def test_a_worker_that_sleeps_too_long_is_told_and_another_has_its_trial(
     cluster.assert_runs_are_whole()
 
 
-def colever(*arguments: str) -> subprocess.Popen[str]:
+def colever(cluster: Cluster, *arguments: str) -> subprocess.Popen[str]:
     code = "import sys; sys.argv[0] = 'colever'; from colever.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", code, *arguments]
+    cluster.started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    return cluster.started[-1]
 
 
 def test_workers_of_the_command_line_share_a_study_of_the_seed_model(
@@ -212,15 +221,19 @@ def test_workers_of_the_command_line_share_a_study_of_the_seed_model(
              "prompt.screen=8", "prompt.examples=16", "elsewhere=[]"]  # fmt: skip
     settings = [part for setting in small for part in ("--set", setting)]
     task = Path(__file__).parents[2] / "examples" / "last_word.py"
-    waits = colever("worker", "--study", "shared", *named)
-    begins = colever("sweep", f"{task}:task", "--study", "shared", "--trials", "2", "--json", *settings, *named)
-    until(lambda: any("/trial-" in name for name in _leases(cluster)), waits, begins, most=200)
+    waits = colever(cluster, "worker", "--study", "shared", *named)
+    begins = colever(
+        cluster, "sweep", f"{task}:task", "--study", "shared", "--trials", "2", "--json", *settings, *named
+    )
+    until(lambda: any("/trial-" in name for name in _leases(cluster)), waits, begins)
     waits.send_signal(signal.SIGTERM)
     _, said = waits.communicate(timeout=120)
     assert waits.returncode == 143, said
     assert "not there yet: waiting" in said
     assert "ended by SIGTERM" in said
-    follows = colever("worker", "--study", "shared", "--home", str(cluster.home))  # finds the stores that were saved
+    follows = colever(
+        cluster, "worker", "--study", "shared", "--home", str(cluster.home)
+    )  # finds the stores that were saved
     out, said = begins.communicate(timeout=500)
     assert begins.returncode == 0, said
     report = json.loads(out)
@@ -228,7 +241,7 @@ def test_workers_of_the_command_line_share_a_study_of_the_seed_model(
     assert follows.returncode == 0, said
     assert cluster.leases() == {}
     cluster.assert_runs_are_whole(trials=2)
-    again = colever("report", "shared", "--json", "--home", str(cluster.home))
+    again = colever(cluster, "report", "shared", "--json", "--home", str(cluster.home))
     assert json.loads(again.communicate(timeout=120)[0])["table"] == report["table"]
     saved = (cluster.home / "stores.yaml").read_text()
     assert cluster.mlflow.url in saved
