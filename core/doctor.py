@@ -130,6 +130,11 @@ def _stores(home: Path) -> list[Finding]:
         from colever.tracking.server import await_server
 
         findings.append(_answering("MLflow", stores.mlflow, lambda: await_server(stores.mlflow, 0.0)))
+    if stores.objects:
+        from colever.objects import open_objects
+
+        asked = open_objects(stores.objects, 0.0)
+        findings.append(_answering("objects", stores.objects, lambda: asked.under("studies/")))
     return findings
 
 
@@ -137,12 +142,12 @@ def _connected(database: Database) -> Callable[[], None]:
     return lambda: database.engine.connect().close()
 
 
-def _answering(what: str, address: str, ask: Callable[[], None]) -> Finding:
-    from colever.errors import StoreError
+def _answering(what: str, address: str, ask: Callable[[], object]) -> Finding:
+    from colever.errors import ColeverError
 
     try:
         ask()
-    except StoreError as error:
+    except ColeverError as error:
         return Finding(what, False, str(error))
     return Finding(what, True, address)
 

@@ -163,16 +163,17 @@ class Patient:
 
 
 @lru_cache
-def open_objects(uri: str) -> Objects:
+def open_objects(uri: str, patience: float | None = None) -> Objects:
     """``s3://BUCKET/PREFIX``, or a folder's path or ``file:`` URL. Raises UsageError for anything else."""
+    patience = PATIENCE if patience is None else patience
     parts = urlsplit(uri)
     if parts.scheme == "s3":
         from colever.s3 import S3Objects
 
-        return Patient(S3Objects(uri), console.say, PATIENCE)
+        return Patient(S3Objects(uri), console.say, patience)
     if parts.scheme not in ("", "file") or parts.netloc not in ("", "localhost"):
         raise UsageError(f"objects: {parts.scheme}: accepted: s3://BUCKET/PREFIX, or a folder that all machines see")
-    return Patient(FolderObjects(Path(unquote(parts.path) if parts.scheme else uri)), console.say, PATIENCE)
+    return Patient(FolderObjects(Path(unquote(parts.path) if parts.scheme else uri)), console.say, patience)
 
 
 def _placed(temporary: Path, target: Path, once: bool) -> bool:

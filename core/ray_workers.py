@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -147,18 +148,29 @@ def _connected(address: str) -> Iterator[Any]:
     from colever.studies import ended_by_sigterm
 
     ray, quiet = _ray(), {"logging_level": logging.ERROR}
+    named = address or os.environ.get("RAY_ADDRESS", "")
     try:
+        _knock(named)
         ray.init(address or "auto", **quiet)
     except ConnectionError as error:
-        if address or os.environ.get("RAY_ADDRESS"):
-            at = address or f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
-            raise InfrastructureError(f"--on ray: there is no Ray cluster at {at}") from error
+        if named:
+            raise InfrastructureError(f"--on ray: there is no Ray cluster at {named}") from error
         ray.init("local", include_dashboard=False, object_store_memory=STORE, **quiet)
     try:
         with ended_by_sigterm():  # once more: Ray has put its own handler in the place of ours
             yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises ConnectionError where nobody answers at HOST:PORT: Ray itself would try for minutes."""
+    host, sign, port = address.removeprefix("ray://").rpartition(":")
+    if sign and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConnectionError(str(error)) from error
 
 
 def _ray() -> Any:

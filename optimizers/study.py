@@ -128,7 +128,8 @@ class StudyFolder:
             return StudyState.from_json(read_sealed(file))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(
-                f"study {self.name!r}: {error}. Delete the file {file} and run the sweep again: stored rounds are kept"
+                f"study {self.name!r}: {error}. Delete the file {file.name} in {self.where} and run the sweep again: "
+                "stored rounds are kept"
             ) from error
 
     def write(self, state: StudyState) -> None:

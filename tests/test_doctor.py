@@ -44,12 +44,16 @@ def test_an_extra_is_never_bad() -> None:
 def test_stores_that_a_home_shares_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLEVER_DATABASE", "")
     monkeypatch.setenv("COLEVER_MLFLOW", "")
+    monkeypatch.setenv("COLEVER_OBJECTS", "")
     assert doctor._stores(tmp_path) == []
     monkeypatch.setenv("COLEVER_DATABASE", f"sqlite:///{tmp_path / 'shared.db'}")
     monkeypatch.setenv("COLEVER_MLFLOW", "http://127.0.0.1:9")
-    database, mlflow = doctor._stores(tmp_path)
-    assert (database.ok, mlflow.ok) == (True, False)
+    monkeypatch.setenv("COLEVER_OBJECTS", str(tmp_path))
+    database, mlflow, objects = doctor._stores(tmp_path)
+    assert (database.ok, mlflow.ok, objects.ok) == (True, False, True)
     assert "http://127.0.0.1:9 does not answer" in mlflow.detail
+    monkeypatch.setenv("COLEVER_OBJECTS", str(tmp_path / "not-mounted"))
+    assert "there is no such folder" in doctor._stores(tmp_path)[-1].detail
 
 
 def test_the_vllm_that_would_be_started_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
