@@ -6,6 +6,8 @@ seed model knows no other (docs/agents.md has one with ``tools``).  Try: colever
 
 import re
 
+import dspy
+
 from colever import Criterion, Rubric, Task, agent_program
 from colever.tasks.lookup import FACTS, examples
 
@@ -40,6 +42,10 @@ def no_waste(example, prediction, steps):
     return sum(note in example.facts for note in prediction.notes) / max(1, len(prediction.notes))
 
 
+def labelled(example):
+    return dspy.Prediction(answer=example.answer, notes=list(example.facts))
+
+
 QUESTIONS = examples(seed=61, count=128 + 128 + 256, hops=(1, 2, 2))
 
 task = Task(
@@ -57,4 +63,5 @@ task = Task(
         ]
     },
     max_tokens=32,
+    labelled=labelled,
 )

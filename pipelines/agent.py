@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -69,14 +70,13 @@ class AgentProgram(dspy.Module):
         """Raises what the agent raises; InfrastructureError where the model, or the way to it, failed beneath it."""
         events: SimpleQueue[Any] = SimpleQueue()
         answers = Answers({name: getattr(self, name) for name in self.texts}, self.texts)
-        with ENDPOINT.opened(events.put) as (address, key):
+        with _refusing_rest(events), ENDPOINT.opened(events.put) as (address, key):
             connection = Connection(address, key, ENDPOINT.model, answers.texts)
             stop = start(self.run, connection, inputs, events.put)
             try:
                 ended = self._serve(events, answers)
             finally:
                 stop()
-                _refuse_rest(events)
         return self._outcome(ended, answers)
 
     def _serve(self, events: SimpleQueue[Any], answers: Answers) -> Ended:
@@ -138,13 +138,17 @@ def _check(program: dspy.Module, run: Run, prompts: Mapping[str, str]) -> None:
         raise TaskError("two prompts of an agent have the same text: no request can be told to be of one of them")
 
 
-def _refuse_rest(events: SimpleQueue[Any]) -> None:
-    """What the agent still asks when its run has ended."""
-    with contextlib.suppress(Empty):
-        while True:
-            event = events.get_nowait()
-            if isinstance(event, Asked):
-                event.refuse(401, "the rollout has ended")
+@contextmanager
+def _refusing_rest(events: SimpleQueue[Any]) -> Iterator[None]:
+    """Refuse what the agent had asked, and nobody has answered, when its run has ended."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Empty):
+            while True:
+                event = events.get_nowait()
+                if isinstance(event, Asked):
+                    event.refuse(401, "the rollout has ended")
 
 
 def _check_heard(asked: Sequence[Asked]) -> None:

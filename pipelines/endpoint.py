@@ -25,8 +25,9 @@ from colever.errors import InfrastructureError
 from colever.pipelines.openai_chat import as_stream, error_body
 
 MOST = 64 << 20  # bytes of a request
-IDLE = 75  # seconds for which a connection is kept
+FILES = 4096  # that the process may have open: each run that asks has a socket at both ends
 NO_RETRY = {"x-should-retry": "false"}
+CLOSE = {"connection": "close"}  # agents leave their clients open: hundreds of runs would hold thousands of sockets
 
 
 @dataclass
@@ -67,11 +68,13 @@ class Endpoint:
     def opened(self, tell: Tell) -> Iterator[tuple[str, str]]:
         """Address and key of one rollout while the block runs; ``tell`` gets its requests, in the server's thread."""
         address, key = f"http://127.0.0.1:{self._started()}/v1", f"colever-{secrets.token_urlsafe(24)}"
-        self._live[key] = tell
+        with self._lock:
+            self._live[key] = tell
         try:
             yield address, key
         finally:
-            del self._live[key]
+            with self._lock:
+                del self._live[key]
 
     def _started(self) -> int:
         """The port; the server is started by the first rollout. Raises InfrastructureError."""
@@ -99,8 +102,7 @@ class Endpoint:
         return _json(200, {"object": "list", "data": [listed]})
 
     async def _chat(self, request: Any) -> Any:
-        tell = self._tell(request)
-        if tell is None:
+        if self._tell(request) is None:
             return _unknown()
         try:
             body = await _body(request)
@@ -109,7 +111,10 @@ class Endpoint:
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[tuple[int, dict[str, Any]]] = loop.create_future()
         asked = Asked(body, loop, reply)
-        tell(asked)
+        with self._lock:  # nothing is told to a rollout that has ended: nobody would answer
+            if (tell := self._tell(request)) is None:
+                return _unknown()
+            tell(asked)
         asked.hung_up = not await _answered(request, reply)
         asked.settled.set()
         if asked.hung_up:
@@ -156,13 +161,13 @@ def _json(status: int, body: dict[str, Any]) -> Any:
     from starlette.responses import Response
 
     content = json.dumps(body)  # ASCII: a model may write half of a surrogate pair
-    return Response(content, status, NO_RETRY if status >= 400 else None, "application/json")
+    return Response(content, status, {**CLOSE, **(NO_RETRY if status >= 400 else {})}, "application/json")
 
 
 def _stream(made: dict[str, Any], usage: bool) -> Any:
     from starlette.responses import Response
 
-    return Response(as_stream(made, usage).encode(errors="replace"), media_type="text/event-stream")
+    return Response(as_stream(made, usage).encode(errors="replace"), 200, CLOSE, "text/event-stream")
 
 
 def _unknown() -> Any:
@@ -178,17 +183,28 @@ def _serve(app: Any) -> int:
     """Start it in a thread of its own; the port that it has. Raises InfrastructureError."""
     import uvicorn
 
+    _allow_files()
     try:
         place = socket.create_server(("127.0.0.1", 0), backlog=2048)
     except OSError as error:
         raise InfrastructureError(f"no endpoint for agents can be opened on 127.0.0.1: {error}") from error
     config = uvicorn.Config(
-        app, log_level="critical", access_log=False, server_header=False, lifespan="off", timeout_keep_alive=IDLE,
-        backlog=2048,
+        app, log_level="critical", access_log=False, server_header=False, lifespan="off", backlog=2048,
     )  # fmt: skip
     server = uvicorn.Server(config)
     threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True, name="agents-endpoint").start()
     return int(place.getsockname()[1])
+
+
+def _allow_files() -> None:
+    """As many open files as are needed, where the system lets a process say so itself."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = FILES if most == resource.RLIM_INFINITY else min(FILES, most)
+        if now != resource.RLIM_INFINITY and now < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 ENDPOINT = Endpoint()

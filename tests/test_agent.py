@@ -27,6 +27,7 @@ from colever.errors import InfrastructureError, TaskError
 from colever.pipelines.agent import agent_program
 from colever.pipelines.prompts import apply_prompts
 from colever.pipelines.rollout import Attempt, run_attempts, run_rollouts
+from colever.tasks.criteria.tool_use import ArgumentsValid, Called, ResultUsed
 from colever.types import PredictorPrompt
 
 
@@ -316,6 +317,18 @@ def test_a_call_that_is_none_is_text_and_counts_as_unparsed(caller) -> None:
     assert {BROKEN, "5"} <= {step.completion.text for step in last}
     assert all(step.failed == (step.completion.text == BROKEN) for step in last)
     assert all(r.outputs["answer"] in (r.steps[-1].completion.text, "no end") for r in rollouts)
+
+
+def test_criteria_of_tools_read_an_agents_calls(caller) -> None:
+    rollouts = roll(caller, task_on(adds), samples=8, temperature=1.0)
+    example, valid = dspy.Example(question="How much?").with_inputs("question"), ArgumentsValid('{"add": ["a", "b"]}')
+    for rollout in rollouts:
+        made, prediction = [s for s in rollout.steps if s.completion.text == ADD], dspy.Prediction(**rollout.outputs)
+        assert Called("add", least=5)(example, prediction, rollout.steps) == min(1.0, len(made) / 5)
+        assert valid(example, prediction, rollout.steps) == float(bool(made))
+        used = ResultUsed("answer", letters=1)(example, prediction, rollout.steps)
+        assert used == (len(rollout.steps) > 1 and rollout.outputs["answer"] == "5")
+    assert len({len(rollout.steps) for rollout in rollouts}) > 1
 
 
 def test_without_tools_nothing_is_a_call(caller) -> None:

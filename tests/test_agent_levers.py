@@ -13,6 +13,7 @@ import pytest
 from agents import SYSTEM, ask, task_on, write_caller
 from conformance import LeverConformance
 from scripted_openai import ScriptedOpenAI
+from standin_vllm import StandIn
 from test_agent import adds, three_turns
 from test_program_shapes import Watch
 from test_prompt_ways import SMALL, written
@@ -20,6 +21,7 @@ from toy import BAD, GOOD, ToyEngine, toy_task
 
 from colever.config import PROMPT_WAYS, WRITTEN_WAYS, PromptSettings, ProposerSettings, WeightSettings
 from colever.engines.lm import open_engine
+from colever.engines.vllm_server import Serving
 from colever.optimizers.budget import Budget
 from colever.optimizers.evaluate import evaluate
 from colever.optimizers.lever import NullProgress, Pull
@@ -123,6 +125,18 @@ def test_what_is_trained_is_what_was_sampled(caller, tmp_path, monkeypatch, adap
     assert max(v for _, v in done.metrics["logprob_gap"]) < 1e-4
     assert "drifted_calls" not in done.metrics
     assert done.notes["alarms"] == []
+
+
+def test_what_a_server_sampled_is_trained_too(tmp_path, monkeypatch) -> None:
+    """As with ``--engine vllm``: agent, endpoint, engine and server, each over HTTP."""
+    checkpoint = write_caller(tmp_path / "checkpoint")
+    with StandIn(open_engine(checkpoint)) as server:
+        engine = open_engine(checkpoint, serving=Serving(url=server.url))
+        done = pull(engine, tmp_path / "pull", task_on(adds, check=called), peft="lora")
+    assert done.candidate.weights.kind == "lora"
+    assert max(v for _, v in done.metrics["logprob_gap"]) < 1e-3
+    assert "drifted_calls" not in done.metrics
+    assert sum(rows for _, rows in done.metrics["trained_rows"]) > 0
 
 
 def test_drifted_calls_are_counted_and_trained(caller, tmp_path, monkeypatch) -> None:

@@ -1,8 +1,8 @@
 """The tool calls of a rollout, as DSPy's agents show them: ``ReAct``, ``ReActV2``, predictors of ``dspy.ToolCalls``.
 
-Read are a step's outputs ``next_tool_name`` and ``next_tool_args``, or ``tool_calls``; where there are no steps, the
-prediction's ``trajectory``. Observations stand in ``trajectory`` or ``history``. A call that ends the run (``finish``,
-``submit``) is none.
+Read are a step's outputs ``next_tool_name`` and ``next_tool_args``, or ``tool_calls``, or those of the ``reply`` of an
+agent that is not DSPy; where there are no steps, the prediction's ``trajectory``. Observations stand in ``trajectory``
+or ``history``, or in such an agent's messages. A call that ends the run (``finish``, ``submit``) is none.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ def calls_of(prediction: dspy.Prediction, steps: Sequence[Step], predictor: str 
     return [call for call in found if not (isinstance(call.name, str) and call.name in ENDS)]
 
 
-def observations_of(prediction: dspy.Prediction) -> list[Any]:
+def observations_of(prediction: dspy.Prediction, steps: Sequence[Step] = ()) -> list[Any]:
     """What tools answered; calls that failed are left out."""
+    sent = [message for step in steps for message in _messages(step.inputs)]
+    if told := [message.get("content") for message in sent if message.get("role") == "tool"]:
+        return told
     trajectory = prediction.get("trajectory")
     if isinstance(trajectory, Mapping):
         return [value for key, value in trajectory.items() if _tells(key, value, trajectory)]
@@ -60,6 +63,19 @@ def _of_outputs(outputs: Mapping[str, Any]) -> Iterator[Call]:
     for call in calls if isinstance(calls, list | tuple) else ():
         if isinstance(call, Mapping):
             yield Call(call.get("name"), call.get("args", call.get("arguments")))
+
+    reply = outputs.get("reply")
+    said = reply.get("tool_calls") if isinstance(reply, Mapping) else None
+    for call in said if isinstance(said, list) else ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping):
+            yield Call(function.get("name"), function.get("arguments"))
+
+
+def _messages(inputs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Of a request of an agent that is not DSPy."""
+    messages = inputs.get("messages")
+    return [m for m in messages if isinstance(m, Mapping)] if isinstance(messages, list) else []
 
 
 def _of_trajectory(prediction: dspy.Prediction) -> Iterator[Call]:

@@ -22,8 +22,8 @@ class Called:
     """1 where ``tool`` (any, unless said) was called at least ``least`` and at most ``most`` times (0: no limit).
 
     Fewer calls are worth their share of ``least``, more are worth ``most`` by their number; with ``most`` alone and
-    ``least`` 0 a run without calls is 1. Calls are read of DSPy's ``ReAct``, ``ReActV2`` and fields of
-    ``dspy.ToolCalls``; those that end the run are not counted.
+    ``least`` 0 a run without calls is 1. Calls are read of DSPy's ``ReAct``, ``ReActV2``, fields of ``dspy.ToolCalls``
+    and agents that are not DSPy; those that end the run are not counted.
 
     Range: [0, 1]. Reads: the steps' tool calls, or the prediction's trajectory. Cost: none.
     """
@@ -104,8 +104,8 @@ class ResultUsed:
     """1 where the field says something that a tool has told it and the question has not, else 0.
 
     Something is a word of at least ``letters`` letters, or a number. Tools' answers are read of DSPy's ``ReAct`` and
-    ``ReActV2``, or of the field ``observations`` (a text or a list); those of calls that failed tell nothing. A run
-    without any scores 0, and so does an answer of such words as yes.
+    ``ReActV2``, of agents that are not DSPy, or of the field ``observations`` (a text or a list); those of calls that
+    failed tell nothing. A run without any scores 0, and so does an answer of such words as yes.
 
     Range: 0 or 1. Reads: the field, observations, the example's inputs. Cost: none.
     """
@@ -122,7 +122,7 @@ class ResultUsed:
 
     def __call__(self, example: dspy.Example, prediction: dspy.Prediction, steps: Sequence[Step] = ()) -> bool:
         answer = self._words(read_text(prediction, steps, self.field))
-        seen = [read(prediction, steps, self.observations)] if self.observations else observations_of(prediction)
+        seen = [read(prediction, steps, self.observations)] if self.observations else observations_of(prediction, steps)
         told = {word for value in seen for word in self._words(shown(value))}
         asked = {word for value in example.inputs().toDict().values() for word in self._words(shown(value))}
         return bool(answer & told - asked)
