@@ -106,7 +106,7 @@ class Shards:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         parted = {
             place: {
-                name: self._share(value.to(self._device), parameters[place])
+                name: self._share(value.to(self._device), parameters[place]).clone()  # not the file's own memory
                 if value.dim() and value.shape == parameters[place].shape
                 else value
                 for name, value in values.items()

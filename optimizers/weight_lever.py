@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from colever.config import WeightSettings
 from colever.engines.calls import stable_seed
 from colever.engines.lm import engine_lm
-from colever.errors import LeverError
+from colever.errors import LeverError, UsageError
 from colever.optimizers import curriculum
 from colever.optimizers.checkpoint import last_checkpoint
 from colever.optimizers.early_stop import EarlyStop, hold_out
@@ -78,6 +78,8 @@ class WeightLever:
 
         The engine is left with the trained weights, or, where the pull fails, with the candidate's.
         """
+        if self.sharding != "none" and engine.quantized:
+            raise UsageError("training.sharding=fsdp: the engine's base is quantized; accepted with it: none")
         s = resolved(self.settings, engine.name, engine.adapters_only)
         task = dataclasses.replace(task, gold=None)  # levers see no gold
         early = EarlyStop(workdir / "best", s.patience)

@@ -24,7 +24,9 @@ from colever.engines.transformers import TransformersEngine
 from colever.engines.weights import ADAPTER_FILE
 from colever.errors import BudgetExhausted, UsageError
 from colever.optimizers.budget import Budget
+from colever.optimizers.lever import NullProgress
 from colever.optimizers.trainable import resolved, trainable
+from colever.optimizers.weight_lever import WeightLever
 from colever.types import Weights
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
@@ -170,6 +172,13 @@ def test_all_weights_cannot_be_trained_or_loaded(engine, plain, tmp_path):
         engine.load(full.weights)
     assert engine.version == "base"
     assert resolved(WeightSettings(), "seed", adapters_only=True).peft == "lora"
+
+
+def test_it_is_not_cut_into_shares(engine, tmp_path):
+    task = make_task()
+    lever = WeightLever(settings(peft="lora"), sharding="fsdp")
+    with pytest.raises(UsageError, match=r"training\.sharding=fsdp.*accepted with it: none"):
+        lever.improve(task.base_candidate(), task, engine, Budget(), 0, tmp_path, NullProgress())
 
 
 def test_dspys_supervised_training_makes_an_adapter_too(engine, finetune_home):

@@ -35,6 +35,7 @@ CASES = {
     "a process without examples": {"examples_per_update": 1, "group_size": 8},
     "updates without rows": {"task": "rare", "examples_per_update": 1, "group_size": 8},
     "an adapter per predictor": {"task": "pair", "peft": "lora", "adapters": "per_predictor"},
+    "an adapter per predictor, KL": {"task": "pair", "peft": "lora", "adapters": "per_predictor", "beta": 0.05},
     "curriculum": {"task": "rare", "curriculum": True, "examples_per_update": 3},
 }
 
@@ -132,8 +133,13 @@ def test_accelerate_launches_two_processes_on_a_cpu(tiny_checkpoint, tmp_path, o
     assert_same(launch(ACCELERATE, tiny_checkpoint, tmp_path, {case: CASES[case]}, 2)[case][0], one[case][0])
 
 
-def test_a_rubric_that_breaks_in_one_process_ends_both_which_can_go_on(tiny_checkpoint, tmp_path, one) -> None:
-    found = launch(TORCHRUN, tiny_checkpoint, tmp_path, {"broken": {"task": "breaks"}, "dapo": CASES["dapo"]}, 2)
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_a_rubric_that_breaks_in_one_process_ends_both_which_can_go_on(
+    tiny_checkpoint, tmp_path, one, sharding
+) -> None:
+    how = {"sharding": sharding}
+    cases = {"broken": {"task": "breaks", **how}, "dapo": {**CASES["dapo"], **how}}
+    found = launch(TORCHRUN, tiny_checkpoint, tmp_path, cases, 2)
     first, second = found["broken"]
     assert first["error"] == second["error"] == "TaskError"
     assert "no such luck" in second["message"]
