@@ -26,6 +26,7 @@ test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup $(VLLM)/ready
+	$(BIN)/python -m pip install --quiet "ray[default]>=2.60,<3"
 	COLEVER_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python $(BIN)/python -m pytest -m slow
 
 $(VLLM)/ready:
