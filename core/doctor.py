@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 EXTRAS = {
     "bitsandbytes": "engine.quantization=nf4",
     "ray": "--on ray",
-    "boto3": "--objects s3://…",
-    "psycopg": "--database",
     "playwright": "browser tests",
+    "psycopg": "--database",
+    "boto3": "--objects s3://…",
 }
 
 

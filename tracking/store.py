@@ -61,6 +61,7 @@ def open_client(home: Path, wait: float = WAIT_SECONDS) -> MlflowClient:
     for name, value in OFFLINE.items():
         os.environ.setdefault(name, value)
     if address := server(home):
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # results alone go there
         await_server(address, wait)
         return _client(home, wait)
     try:
