@@ -22,6 +22,7 @@ EXTRAS = {
     "boto3": "--objects s3://…",
     "playwright": "browser tests",
     "psycopg": "--database",
+    "boto3": "--objects s3://…",
 }
 
 
