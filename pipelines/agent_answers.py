@@ -14,6 +14,7 @@ from typing import Any
 import dspy
 from dspy import lm15
 from dspy.utils.exceptions import ContextWindowExceededError
+from jinja2 import TemplateError
 
 from colever.engines.calls import CallRecorder, current_call
 from colever.errors import ColeverError, InfrastructureError, UsageError
@@ -23,6 +24,10 @@ from colever.pipelines.openai_chat import Message, completion, messages_of
 from colever.pipelines.tool_calls import Said, checked_messages, checked_tools, said
 from colever.pipelines.transcript import Prompt, Tools, Transcript
 from colever.types import Completion
+
+
+class Unfit(Exception):
+    """A request whose messages the model's chat template refuses, such as two turns of the user in a row."""
 
 
 class TooLong(Exception):
@@ -106,6 +111,9 @@ class Answers:
             return
         try:
             answer = self._answer(request)
+        except Unfit as error:
+            self.refused = str(error)
+            asked.refuse(400, str(error))
         except TooLong as error:
             self.too_long = error
             asked.refuse(400, str(error), "context_length_exceeded")
@@ -144,7 +152,10 @@ class Answers:
         return None
 
     def _in_tokens(self, lm: Any, messages: list[Message], request: Request, place: Place | None) -> Answer:
-        prompt = self._transcript(lm.engine, "").prompt(messages, request.tools)
+        try:
+            prompt = self._transcript(lm.engine, "").prompt(messages, request.tools)
+        except TemplateError as error:
+            raise Unfit(f"the model's chat template takes no such messages: {error}") from error
         try:
             made = lm.engine.complete_ids(prompt.ids, request.config(lm), lm.model)
         except lm15.ContextLengthError as error:
