@@ -54,9 +54,26 @@ def test_a_rollout_goes_on_while_another_one_waits_for_its_answer() -> None:
     assert not waits.is_alive()
 
 
-def test_nobody_is_held_for_long_by_one_that_is_busy() -> None:
-    session = DirectSession(answered, 2, hold=0.01)
+@pytest.mark.parametrize("most", [0.01, NEVER])
+def test_nobody_is_held_for_long_by_one_that_is_busy(most: float) -> None:
+    session = DirectSession(answered, 2, hold=0.01, most=most)
     assert session.request(0, (), TokenRequest((7,))).prompt_ids == (7,)  # the other one never asks
+
+
+def test_those_that_are_held_go_out_together_though_another_one_is_busy() -> None:
+    together = threading.Barrier(3, timeout=60)
+
+    def answer(request: TokenRequest) -> Completion:
+        together.wait()  # breaks if one of them waits until the first has its answer
+        return answered(request)
+
+    session = DirectSession(answer, 4, hold=0.5)
+    threads = [threading.Thread(target=session.request, args=(n, (), TokenRequest((1,), seed=n))) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not together.broken
 
 
 def test_what_ends_a_session_reaches_the_requests_that_are_held() -> None:
