@@ -69,9 +69,11 @@ class _Member:
         return ""
 
     def complaint(self, said: str) -> str:
-        self.process.join(1)
-        how = f"ended (exit code {self.process.exitcode})" if self.process.exitcode is not None else "does not answer"
-        return f"process {self.rank}, which trains along, {how}{f': {said}' if said else ''}; its output: {self.log}"
+        """What is told of it: what it said, or how it ended."""
+        if not said:
+            self.process.join(LAST_WORDS)
+            said = f"ended (exit code {self.process.exitcode})"
+        return f"process {self.rank}, which trains along: {said}; its output: {self.log}"
 
 
 class Crew:

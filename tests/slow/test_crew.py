@@ -90,7 +90,7 @@ def test_a_process_that_is_killed_ends_the_command_which_goes_on(tiny_checkpoint
     member.kill()
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "process 1, which trains along, ended (exit code -9)" in err
+    assert "process 1, which trains along: ended (exit code -9)" in err
     assert "process-1.log" in err
     assert not list((tmp_path / "rounds").glob("*/record.json"))
     assert_same(finished(start(tiny_checkpoint, tmp_path, 2, **how), tmp_path), whole[name], atol=0.0)
@@ -128,5 +128,5 @@ def test_a_process_that_cannot_begin_says_why(tiny_checkpoint, tmp_path) -> None
     words = command(tiny_checkpoint, tmp_path, 2, f"{task}:task")
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    assert "process 1, which trains along, ended (exit code 1)" in done.stderr
+    assert "process 1, which trains along: task file" in done.stderr
     assert "no such disk here" in done.stderr
