@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 EXTRAS = {
     "bitsandbytes": "engine.quantization=nf4",
     "ray": "--on ray",
-    "boto3": "--objects s3://…",
     "playwright": "browser tests",
     "psycopg": "--database",
     "boto3": "--objects s3://…",
