@@ -65,7 +65,8 @@ def contents_digest(files: Iterable[Path | str]) -> str:
 def _program(program: dspy.Module, roots: Sequence[Path]) -> Any:
     kind = type(program)
     try:
-        source = inspect.getsource(kind)
+        with _PARSING:  # the source of a class is found by parsing its file
+            source = inspect.getsource(kind)
     except (OSError, TypeError):
         source = code_digest(kind.forward) if hasattr(kind, "forward") else kind.__qualname__
     predictors = [
