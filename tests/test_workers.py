@@ -294,3 +294,42 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"file.*cannot be made"):
         Workers(tmp_path / "file" / "study")
+
+
+class Served(Told):
+    """As of a server that many may tell at once; what one that was killed had begun to tell is in ``unfinished``."""
+
+    concurrent = True
+
+    def __init__(self, unfinished: frozenset[int] = frozenset()) -> None:
+        super().__init__()
+        self.unfinished = unfinished
+
+    def told(self) -> set[int]:
+        return {e[1] for e in self.events if e[0] == "ended"} - self.unfinished
+
+
+def test_a_server_is_told_while_another_worker_writes(tmp_path: Path) -> None:
+    writer = Workers.of(tmp_path, "toy")
+    held: list[bool] = []
+
+    class Slow(Served):
+        def round_finished(self, *event: Any, **more: Any) -> None:
+            lock = writer.writing()  # free, as for any other worker that would write now
+            held.append(not lock.take())
+            if not held[-1]:
+                lock.release()
+            super().round_finished(*event, **more)
+
+    run(tmp_path, study="toy", tracker=Slow())
+    assert held
+    assert not any(held)
+
+
+def test_what_a_killed_worker_did_not_tell_is_told_at_the_end(tmp_path: Path) -> None:
+    told = Served(unfinished=frozenset({2}))
+    report = run(tmp_path, tracker=told)
+    assert report.finished
+    ended = [e[1] for e in told.events if e[0] == "ended"]
+    assert ended == [0, 1, 2, 3, 2]
+    assert [e[1:3] for e in told.events if e[0] == "round"][-2:] == [(2, 0), (2, 1)]
