@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ from colever.tracking.mlflow_tracker import MlflowTracker
 from colever.types import Candidate, Cost, PredictorPrompt, Weights, digest_of
 
 ROUNDS = 2  # of every trial here
-PLACES = ("claim", *["start"], *["round"] * ROUNDS, "end")  # the holds of a trial, in order
+PLACES = ("claim", "start", *["round"] * ROUNDS, "end")  # the holds of a trial, in order
 TRIALS_OF_EACH = 3  # that a simulated worker runs
 
 
@@ -112,9 +113,9 @@ def _task() -> Task:
 
 @dataclass
 class Counted:
-    """Holds of the writer's lock in seconds, in order, with how many statements each took."""
+    """Holds of the writer's lock in order: by which function of the sweep, and for how many seconds."""
 
-    holds: list[tuple[float, int]] = field(default_factory=list)
+    holds: list[tuple[str, float]] = field(default_factory=list)
     statements: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
@@ -122,7 +123,8 @@ class Counted:
         writing, depth = Workers.writing, threading.local()
 
         def timed(workers: Workers) -> Any:
-            return self._timed(writing(workers), depth)
+            names = (f.name for f in reversed(traceback.extract_stack()) if f.filename.endswith("sweep.py"))
+            return self._timed(writing(workers), depth, next((n for n in names if n != "_telling"), ""))
 
         def told(connection: Any, *_: Any) -> None:
             self.statements[connection.engine.dialect.name] += 1
@@ -136,46 +138,44 @@ class Counted:
             event.remove(Engine, "before_cursor_execute", told)
 
     @contextmanager
-    def _timed(self, lock: Any, depth: threading.local) -> Iterator[None]:
+    def _timed(self, lock: Any, depth: threading.local, who: str) -> Iterator[None]:
         depth.now = getattr(depth, "now", 0) + 1
-        started, before = time.perf_counter(), self.statements.total()
+        started = time.perf_counter()
         try:
             with lock:
                 yield
         finally:
             depth.now -= 1
             if depth.now == 0:  # taking and giving it back are part of what the next one waits for
-                self.holds.append((time.perf_counter() - started, self.statements.total() - before))
+                self.holds.append((who, time.perf_counter() - started))
+
+    def table(self) -> np.ndarray:
+        """(trials, places) seconds; of trials with all their rounds."""
+        found: list[list[float]] = []
+        for who, seconds in self.holds:
+            if who == "run_trials":
+                found.append([seconds, 0.0, 0.0, 0.0])
+            elif found and who in ("_run_trial", "on_round"):
+                row = found[-1]
+                row[2 if who == "on_round" else 3 if row[2] else 1] += seconds
+        return np.array([[c, s, *[r / ROUNDS] * ROUNDS, e] for c, s, r, e in found if e])
 
 
 def _measured(trials: int, home: Path) -> tuple[np.ndarray, Counted]:
     """(trials, places) seconds of each trial's holds, and all that was counted."""
     config = SweepConfig(
         task="stores", model="constant", study=f"many-{os.getpid()}-{int(time.time())}", trials=trials,
-        schedules=("p,w",), max_rounds=ROUNDS, sampler="random", sample_rollouts=1, elsewhere=(),
+        schedules=("p,w", "w,p"), max_rounds=ROUNDS, sampler="random", sample_rollouts=1, elsewhere=(),
         search={"weights.learning_rate": (1e-5, 1e-3)},
     )  # fmt: skip
-    made: list[int] = []
     counted = Counted()
-
-    class Told(MlflowTracker):
-        def trial_started(self, number: int, schedule: str, settings: Any) -> None:
-            super().trial_started(number, schedule, settings)
-            made.append(len(counted.holds))  # this hold's place, once it has ended
-            rounds.append(schedule.count(",") + 1)
-
-    rounds: list[int] = []
     with counted.counting():
         sweep(
-            config, _task(), Constant(), home, tracker=Told(home),  # type: ignore[arg-type]
+            config, _task(), Constant(), home, tracker=MlflowTracker(home),  # type: ignore[arg-type]
             levers=lambda p, w: {"prompt": Instant("prompt", p), "weights": Instant("weights", w)},  # type: ignore[dict-item]
             progress=None,
         )  # fmt: skip
-    seconds = [hold for hold, _ in counted.holds]
-    table = [
-        seconds[at - 1 : at + 2 + ROUNDS] for at, n in zip(made, rounds, strict=True) if n == ROUNDS
-    ]  # claim, start, its rounds, end
-    return np.array(table), counted
+    return counted.table(), counted
 
 
 # --- what is simulated ---------------------------------------------------------------------------
