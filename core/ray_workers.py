@@ -117,6 +117,7 @@ def _work(job: Job) -> Outcome:
     console.silence()
     try:
         _shared_with(job)
+        stores_of(Path(job.home))  # a password in the node's own addresses is put where the clients look for it
         os.environ.update({VARIABLES[name]: url for name, url in asdict(job.stores).items() if url})
         if os.path.isdir(job.folder):
             os.chdir(job.folder)

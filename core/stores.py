@@ -123,6 +123,14 @@ def _checked(name: str, url: str, where: str) -> str:
         raise UsageError(f"{where} is no address; accepted: {example}") from error
     if parts.scheme not in schemes or (parts.scheme in ("http", "https", "s3") and not parts.hostname):
         raise UsageError(f"{where}: {parts.scheme or 'an address without a scheme'}: is not one of these: {example}")
+    if name == "mlflow" and parts.username and not parts.password:
+        raise UsageError(
+            f"{where} has a user, or a token, without a password; accepted for a token: MLFLOW_TRACKING_TOKEN"
+        )
+    if hidden := [key for key, _ in parse_qsl(parts.query) if key.endswith("password") and key != "password"]:
+        raise UsageError(
+            f"{where} has {hidden[0]} in it, which others could read; accepted: a key without a passphrase"
+        )
     if parts.scheme == "postgresql":
         url = url.replace("postgresql:", "postgresql+psycopg:", 1)  # SQLAlchemy would take another driver
     if name == "objects" and not parts.scheme:

@@ -119,7 +119,10 @@ class InsideVllm:
     def rest(self) -> None:
         """See ``VllmLoop.rest``."""
         if self._loop is not None and not self._loop.broken:
-            self._loop.rest()
+            try:
+                self._loop.rest()
+            except Gone as error:
+                raise InfrastructureError(str(error)) from error
 
     def lost(self, live: Live, why: str) -> None:
         """Nothing: one that has failed says so."""

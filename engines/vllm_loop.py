@@ -92,7 +92,9 @@ class VllmLoop:
             try:
                 return job.done.result(5.0)
             except TimeoutError:
-                if not job.done.done() and not self._thread.is_alive():
+                if job.done.done():
+                    return job.done.result()  # its own error, if it was one
+                if not self._thread.is_alive():
                     raise self._broken or Gone("vLLM in this process was closed") from None
 
     def _run(self, started: Future[None]) -> None:

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -281,14 +281,14 @@ class _Run:
                 self.tracker.round_finished(trial.number, index, self._at_price(record), seen, kept)
                 self._judge(trial.number, played)
             if index not in reported:
-                with self.workers.writing():
+                with self._writing():
                     trial.report(record.dev.score, step=index)
             told = index >= max(reported, default=0)  # Optuna judges the last round that was told, before a kill too
             last = schedule == ADAPTIVE or index + 1 == schedule.count(",") + 1  # adaptive: its slices lag at first
             pruned = config.prune and told and not first and not last and trial.should_prune()
             return not pruned
 
-        with self.workers.writing():
+        with self._writing():
             place = self.trials.done() + len(self.trials.elsewhere()) + 1
             trial.set_user_attr("schedule", schedule)
             trial.set_user_attr("settings", settings)
@@ -305,14 +305,14 @@ class _Run:
         record = trial_record(entry, rounds, self.base)
         score = record.dev.score if record.dev else self.base_dev.score
         value = AXES[config.axis](record.cost.priced(config.dollars_per_hour)) if config.objective == "cost" else score
-        with self.workers.writing():
-            trial.set_user_attr("rounds", self.keys)
-            trial.set_user_attr("short", self.task.target - score)
-            state = TrialState.PRUNED if pruned else TrialState.COMPLETE
-            self.trials.study.tell(trial, None if pruned else value, state=state)
-            self.ledger.end_trial(trial.number)
-            self._write()
         with self._telling():
+            with self._writing():
+                trial.set_user_attr("rounds", self.keys)
+                trial.set_user_attr("short", self.task.target - score)
+                state = TrialState.PRUNED if pruned else TrialState.COMPLETE
+                self.trials.study.tell(trial, None if pruned else value, state=state)
+                self.ledger.end_trial(trial.number)
+                self._write()
             self.tracker.trial_finished(priced(record, config.dollars_per_hour))
 
     def _fail(self, trial: optuna.Trial, reason: str) -> None:
@@ -320,21 +320,22 @@ class _Run:
 
         A pull that goes on from a checkpoint when it is tried once more counts what lies before it twice.
         """
-        with self.workers.writing():
-            trial.set_user_attr("error", reason)
-            trial.set_user_attr("rounds", self.keys)
-            trial.set_user_attr("lost", asdict(self.ledger.fail_trial(trial.number)))
-            self.trials.study.tell(trial, state=TrialState.FAIL)
-            self._write()
         with self._telling():
+            with self._writing():
+                trial.set_user_attr("error", reason)
+                trial.set_user_attr("rounds", self.keys)
+                trial.set_user_attr("lost", asdict(self.ledger.fail_trial(trial.number)))
+                self.trials.study.tell(trial, state=TrialState.FAIL)
+                self._write()
             self.tracker.trial_finished(priced(self._record(trial.number), self.config.dollars_per_hour))
 
     # --- what an earlier call did --------------------------------------------------------------------
 
     def _retell(self, trial: optuna.trial.FrozenTrial, *, tell: bool) -> None:
         """An ended trial, charged again as if it ran now, and told if ``tell``; a round that is gone is made again."""
-        self._restore(entry_of(trial))
-        self.ledger.end_trial(trial.number)
+        if trial.state is not TrialState.FAIL:
+            self._restore(entry_of(trial))
+            self.ledger.end_trial(trial.number)
         record = self._record(trial.number)
         if tell:
             self.tracker.trial_started(record.number, record.schedule, record.settings)
@@ -350,20 +351,31 @@ class _Run:
             self.tracker.trial_finished(priced(record, self.config.dollars_per_hour))
 
     def _tell_the_rest(self) -> None:
-        """Of ended trials whose worker was killed before it told of them; who is telling now is waited for."""
+        """Of trials whose worker was killed before it told of them; who is telling now is waited for."""
         while True:
+            told = self.tracker.told()
             with self.workers.writing():
-                missing = {t.number for t in self.trials.ended()} - self.tracker.told()
-                if not missing & self.workers.elsewhere():
-                    for trial in self.trials.ended():
-                        if trial.number in missing:
-                            self._retell(trial, tell=True)
+                missing = [t for t in (*self.trials.ended(), *self.trials.failed()) if t.number not in told]
+                if not {t.number for t in missing} & self.workers.elsewhere():
+                    for trial in missing:
+                        self._retell(trial, tell=True)
                     return
+            self.progress.update(0, 1, "others tell of their trials")
             time.sleep(POLL)
 
-    def _telling(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around what is written of this worker's own trial. Raises StoreError where it may be another's by now."""
+        with self.workers.writing():
+            self.workers.check()
+            yield
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
         """Around what the tracker is told of this worker's own trial: a server bears many at once, sqlite one."""
-        return nullcontext() if self.tracker.concurrent else self.workers.writing()
+        with nullcontext() if self.tracker.concurrent else self.workers.writing():
+            self.workers.check()
+            yield
 
     def _restore(self, entry: TrialEntry) -> None:
         """Compute again the rounds of an ended trial that are no longer stored (a corrupt one was deleted, say)."""

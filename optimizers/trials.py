@@ -99,8 +99,7 @@ class Trials:
         limit = shortfall if self.config.objective == "cost" else None
         self.study.sampler = sampler_of(self.config.sampler, derive_seed(self.config.seed, number), limit)
         trial = optuna.Trial(self.study, orphan._trial_id) if orphan else self.study.ask()
-        self.workers.take(trial.number)
-        return trial
+        return trial if self.workers.take(trial.number) else None  # a slow database's answer may be of another's
 
     def elsewhere(self) -> list[int]:
         """The trials that other workers run now."""

@@ -76,9 +76,14 @@ class Workers:
             self._here, self._slot = None, ""
 
     def others(self) -> int:
-        """How many other workers are there now."""
+        """How many other workers are there now; one of them may have this one's name, if this one lost it."""
+        try:
+            self.check()
+            mine = self._slot
+        except StoreError:
+            mine = ""
         with self.writing():
-            return sum(name != self._slot for name in self._locks.held("worker-"))
+            return sum(name != mine for name in self._locks.held("worker-"))
 
     def writing(self) -> Lock:
         """The lock to write under: the others wait."""

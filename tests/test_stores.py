@@ -120,3 +120,14 @@ def test_a_home_of_its_own_has_no_named_stores(tmp_path: Path) -> None:
     with in_home_alone():
         assert stores_of(tmp_path / "other") == Stores()
     assert stores_of(tmp_path / "other").mlflow == "http://host:5000"
+
+
+@pytest.mark.parametrize(("named", "said"), [
+    ({"database": "postgresql://ann@host/colever?sslpassword=x9x9"}, "--database has sslpassword in it"),
+    ({"mlflow": "https://x9x9@host"}, "--mlflow has a user, or a token.*MLFLOW_TRACKING_TOKEN"),
+])  # fmt: skip
+def test_other_secrets_are_refused_and_not_shown(tmp_path: Path, named: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=said) as raised:
+        name_stores(tmp_path, **named)
+    assert "x9x9" not in str(raised.value)
+    assert not (tmp_path / FILE).exists()

@@ -333,3 +333,34 @@ def test_what_a_killed_worker_did_not_tell_is_told_at_the_end(tmp_path: Path) ->
     ended = [e[1] for e in told.events if e[0] == "ended"]
     assert ended == [0, 1, 2, 3, 2]
     assert [e[1:3] for e in told.events if e[0] == "round"][-2:] == [(2, 0), (2, 1)]
+
+
+def test_a_failure_that_a_killed_worker_did_not_tell_is_told_at_the_end(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise LeverError("no luck")
+
+    told = Served(unfinished=frozenset({1}))
+    report = run(tmp_path, tracker=told, on_update=fail, schedules=["p", "w"], trials=2)
+    assert len(report.failures) == 1
+    assert [e[1:] for e in told.events if e[0] == "ended"] == [(0, "complete"), (1, "failed"), (1, "failed")]
+
+
+def test_a_worker_that_lost_its_trial_writes_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost: list[bool] = []
+    check = Workers.check
+
+    def checked(workers: Workers) -> None:
+        check(workers)
+        if lost:
+            raise StoreError("this process's hold on trial-0 was lost")
+
+    class Asleep(Served):
+        def round_finished(self, *event: Any, **more: Any) -> None:
+            super().round_finished(*event, **more)
+            lost.append(True)
+
+    monkeypatch.setattr(Workers, "check", checked)
+    with pytest.raises(StoreError, match="hold on trial-0 was lost"):
+        run(tmp_path, tracker=Asleep(), schedules=["p"], trials=1)
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'optuna.db'}")
+    assert [t.intermediate_values for t in study.trials] == [{}]

@@ -213,7 +213,7 @@ class MlflowTracker:
             for run in self._search(arm="yes"):
                 if (value := tested.get(run.data.tags["trial"])) is not None:
                     self._log(run.info.run_id, [(f"test/{measure}", 0, round(value, 4))], run.info.start_time)
-            tags = {NOTE: study_note(report), "winner": report.winner}
+            tags = {NOTE: study_note(report), "winner": report.winner, "stopped": "no"}
             # A study may end again, with more trials: of two values at one time, MLflow would show the larger.
             changed = [p for p in numbers.of_study(report) if study.data.metrics.get(p[0]) != p[2]]
             self._log(self._study_run, changed, _now(), tags)

@@ -28,18 +28,18 @@ _log = logging.getLogger(__name__)
 
 
 class Repeats(logging.Filter):
-    """In the place of one line for each repeated request, one for all; counts them."""
+    """In the place of one line for each repeated request, one for all."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.count, self._last = 0, 0.0
+        self._last = 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
         if not text.startswith("Retrying") or "/mlflow" not in text:
             return True
         now, before = time.monotonic(), self._last
-        self.count, self._last = self.count + 1, now
+        self._last = now
         if not before or now - before > QUIET:
             _log.warning("the MLflow server does not answer: it is waited for up to four minutes")
         return False
@@ -64,11 +64,8 @@ def await_server(uri: str, wait: float) -> None:
 
 
 def create_once(client: MlflowClient, experiment: str, create: Callable[[], Run], tags: Mapping[str, str]) -> Run:
-    """The run that ``create`` makes with these tags; where its request was repeated, one that was made by it alone."""
-    before = repeats.count
+    """The run that ``create`` makes with these tags: where its request was repeated, the other one is deleted."""
     made = create()
-    if repeats.count == before:
-        return made
     query = " and ".join(f"tags.`{name}` = {quoted(value)}" for name, value in tags.items() if len(value) < 500)
     twins = [r for r in client.search_runs([experiment], query) if r.info.start_time == made.info.start_time]
     for twin in twins:
