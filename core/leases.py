@@ -194,7 +194,7 @@ class LeaseLock:
         if self._depth == 0:
             try:
                 token = self._leases.take(self.name)
-            except BaseException:
+            except BaseException:  # an interrupt too: what is held is let go, then it goes on up
                 self._here.release()
                 raise
             if token is None:

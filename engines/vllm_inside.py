@@ -153,7 +153,7 @@ class InsideVllm:
             _open.release()
             self._broken = InfrastructureError(f"vLLM cannot be opened in this process: {error}")
             raise self._broken from error
-        except BaseException:
+        except BaseException:  # an interrupt too: what is held is let go, then it goes on up
             _open.release()
             raise
         if not _sleeps():

@@ -100,7 +100,7 @@ class Place:
                 self.end()
             while not locked(file, fcntl.LOCK_SH):  # a watcher ends its server
                 time.sleep(LOOK_EVERY)
-        except BaseException:
+        except BaseException:  # an interrupt too: what is held is let go, then it goes on up
             os.close(file)
             raise
         self._users, self._owner = file, os.getpid()

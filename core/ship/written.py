@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from colever.errors import StoreError, TaskError, UsageError
+from colever.process import alive
 from colever.ship.guarded import sha256_of
 from colever.ship.layout import CODE, MANIFEST, PROGRAM, RUBRIC, ListedFile, Manifest
 from colever.types import Candidate
@@ -94,18 +95,8 @@ def _clear(folder: Path) -> None:
     """Remove what processes that are gone left beside ``folder``."""
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):
         number = left.name.split(".")[-2]
-        if number.isdecimal() and not _alive(int(number)):
+        if number.isdecimal() and not alive(int(number)):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _flush(folder: Path) -> None:

@@ -57,7 +57,7 @@ class Ceph:
         self._gateway: subprocess.Popen[bytes] | None = None
         try:
             self._make(folder)
-        except BaseException:
+        except BaseException:  # an interrupt too: what is held is let go, then it goes on up
             self.close()
             raise
 
